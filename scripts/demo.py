@@ -1,0 +1,180 @@
+"""The main job on sample files, through the real command line. Ends by itself, and leaves nothing behind.
+
+    make demo             run it
+    KEEP=1 make demo      keep the installation that it made, to look around in
+
+Every command is shown as you would type it. The files and what their receipts must say are in ``examples/``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "examples" / "demo"))
+
+import drops  # noqa: E402  (found by the line above)
+
+PROGRAM = shutil.which("openaudience", path=str(Path(sys.executable).parent)) or "openaudience"
+
+
+class Demo:
+    """One throw-away installation."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.home = folder / "home"
+        self.environ = {**os.environ, "OPENAUDIENCE_HOME": str(self.home), "COLUMNS": "110"}
+
+    def say(self, text: str) -> None:
+        print(f"\n── {text}", flush=True)
+
+    def run(self, *arguments: str | Path, status: int = 0) -> None:
+        """Show and run one command; ``status`` is the exit status that it must have."""
+        shown = " ".join(
+            quoted(str(argument).replace(f"{self.folder}/", "").replace(f"{ROOT}/", "")) for argument in arguments
+        )
+        print(f"\n$ openaudience {shown}", flush=True)
+        done = subprocess.run([PROGRAM, *map(str, arguments)], env=self.environ, cwd=ROOT, check=False)
+        if done.returncode != status:
+            raise SystemExit(f"error: the command above ended with status {done.returncode}, expected {status}")
+
+    def answer(self, *arguments: str | Path) -> list[dict[str, object]]:
+        """The JSON document that a command prints; not shown."""
+        done = subprocess.run(
+            [PROGRAM, *map(str, arguments), "--json"], env=self.environ, cwd=ROOT, check=True, stdout=subprocess.PIPE
+        )
+        result: list[dict[str, object]] = json.loads(done.stdout)
+        return result
+
+    def encrypt(self, text: bytes, target: Path) -> bool:
+        """Encrypt for the installation, as a sender would; False where there is no gpg."""
+        if shutil.which("gpg") is None:
+            return False
+        public_key = exported_key(self.home)
+        sender = Path(tempfile.mkdtemp(prefix="oa-gpg-"))
+        sender.chmod(0o700)
+        gpg = ["gpg", "--homedir", str(sender), "--batch", "--quiet", "--no-tty"]
+        try:
+            subprocess.run([*gpg, "--import"], input=public_key, check=True, stderr=subprocess.DEVNULL)
+            listing = subprocess.run(
+                [*gpg, "--with-colons", "--list-keys"], check=True, capture_output=True, text=True
+            ).stdout
+            fingerprint = next(line.split(":")[9] for line in listing.splitlines() if line.startswith("fpr:"))
+            print(f"\n$ gpg --encrypt --cipher-algo AES256 -r {fingerprint[-16:]} -o {target.name} …", flush=True)
+            subprocess.run(
+                [
+                    *gpg,
+                    "--trust-model",
+                    "always",
+                    "--cipher-algo",
+                    "AES256",
+                    "-r",
+                    fingerprint,
+                    "-o",
+                    str(target),
+                    "-e",
+                ],
+                input=text,
+                check=True,
+            )
+        finally:
+            subprocess.run(["gpgconf", "--homedir", str(sender), "--kill", "all"], check=False, capture_output=True)
+            shutil.rmtree(sender, ignore_errors=True)
+        return True
+
+
+def quoted(argument: str) -> str:
+    return f"'{argument}'" if " " in argument else argument
+
+
+def exported_key(home: Path) -> bytes:
+    """The installation's public key, which it gives to its senders."""
+    for file in sorted((home / "keys").rglob("*.asc")):
+        return file.read_bytes()
+    for ring in sorted((home / "keys").rglob("pubring.kbx")):
+        return subprocess.run(
+            ["gpg", "--homedir", str(ring.parent), "--batch", "--quiet", "--no-tty", "--armor", "--export"],
+            check=True,
+            stdout=subprocess.PIPE,
+        ).stdout
+    raise SystemExit(f"error: no public key under {home / 'keys'}; was the installation made by `openaudience init`?")
+
+
+def walk(demo: Demo) -> None:
+    files = drops.write_plain(demo.folder)
+
+    demo.say("A new installation, and what the company keeps: three data sources, nine traits.")
+    demo.run("init")
+    demo.run("workspace", "apply", drops.WORKSPACE)
+
+    demo.say("Three published sample files in one drop: two ID syncs that chain, and an overwrite.")
+    demo.run("ingest", *(files[name] for name in (drops.SAMPLE_SYNC, drops.SAMPLE_CHAIN, drops.SAMPLE_DATA)))
+
+    demo.say("Coded and key-value records, one file gzipped and one encrypted, form one job.")
+    encrypted = demo.folder / drops.ENCRYPTED
+    batch = [files[drops.GZIPPED]]
+    if demo.encrypt(drops.ENCRYPTED_TEXT, encrypted):
+        batch.append(encrypted)
+    else:
+        print("\n(gpg is not installed here: the encrypted file is left out)")
+    demo.run("ingest", *batch)
+
+    demo.say("A file with every kind of mistake. First checked at home, before anything is sent:")
+    demo.run("validate", files[drops.MISTAKES], "--against", drops.WORKSPACE, status=1)
+    demo.say("In beta it changes nothing:")
+    demo.run("ingest", "--environment", "beta", files[drops.MISTAKES])
+    demo.say("Dropped in production, with a faulty ID sync, device IDs and platform IDs beside it:")
+    demo.run("ingest", *(files[name] for name in (drops.MISTAKES, drops.BAD_SYNC, drops.DEVICES, drops.BY_UUID)))
+    demo.say("A name with milliseconds is refused as a whole:")
+    demo.run("ingest", files[drops.MILLISECONDS], status=1)
+
+    demo.say("Who is in which trait, and why.")
+    demo.run("traits")
+    demo.run("profile", "67890:4598060374")
+    demo.run("why", "67890:4598060374", "201")
+    demo.run("why", "67890:4581274262", "201")
+
+    demo.say("An overwrite takes trait 201 away from that user ...")
+    demo.run("ingest", files[drops.OVERWRITE])
+    demo.run("profile", "67890:4598060374")
+    job = next(str(entry["job"]) for entry in demo.answer("jobs") if drops.OVERWRITE in str(entry["files"]))
+    demo.say("... and undo brings it back.")
+    demo.run("undo", job)
+    demo.run("profile", "67890:4598060374")
+
+    demo.say("All that was taken, the facts as open tables, and the proof that the index is the fold of the facts.")
+    demo.run("jobs")
+    demo.run("sql", "SELECT sid, count(*) AS facts FROM realizations GROUP BY sid ORDER BY sid")
+    demo.run("check")
+
+
+def main() -> int:
+    folder = Path(tempfile.mkdtemp(prefix="oa-demo-"))
+    demo = Demo(folder)
+    keep = bool(os.environ.get("KEEP"))
+    try:
+        walk(demo)
+    finally:
+        for ring in (demo.home / "keys").rglob("pubring.kbx"):
+            subprocess.run(
+                ["gpgconf", "--homedir", str(ring.parent), "--kill", "all"], check=False, capture_output=True
+            )
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+    if keep:
+        print(f"\nThe installation is kept: export OPENAUDIENCE_HOME={demo.home}")
+    else:
+        print("\nDone; the throw-away installation is deleted again (KEEP=1 make demo keeps it).")
+    print("Next: README.md is a tour of ten minutes; docs/ holds every command and file format.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,25 @@
+#!/bin/sh
+# Installs what the tests use beside Python: gpg and a PostgreSQL server. Where that takes rights or a package manager
+# that are not here, it says so, and the tests concerned are skipped by name.
+set -eu
+missing=
+command -v gpg >/dev/null || missing="$missing gnupg"
+if ! command -v initdb >/dev/null && ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then
+    missing="$missing postgresql"
+fi
+[ -n "$missing" ] || exit 0
+if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+    echo "note: not installed here:$missing; the tests that need them are skipped" >&2
+    exit 0
+fi
+# A freshly installed database server must not start by itself: the tests start their own.
+policy=/usr/sbin/policy-rc.d
+made=
+if [ ! -e "$policy" ]; then
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod +x "$policy"
+    made=yes
+fi
+{ apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $missing >/dev/null; } ||
+    echo "note: could not install:$missing; the tests that need them are skipped" >&2
+[ -z "$made" ] || rm -f "$policy"

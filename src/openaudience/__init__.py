@@ -1,0 +1,3 @@
+"""OpenAudience: self-hosted audience-data onboarding."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,306 @@
+"""Workspace files: the catalog as code. Check, compare, apply, export (OP-30 … OP-37).
+
+Secrets (OP-36) are kept as the ``_env`` or ``_file`` key that names them and looked for when a file is applied;
+rooms that log in or deliver read them by that name. ``_file`` paths are kept absolute. Segments, merge rules, derived
+signals, destinations, users, groups and clients are stored and checked for form, names, numbers and references only:
+what they do belongs to the rooms that use them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from openaudience.catalog import objects
+from openaudience.catalog.base import transaction
+from openaudience.catalog.checks import check
+from openaudience.catalog.document import parse
+from openaudience.catalog.facade import Partner, source_view
+from openaudience.catalog.migrate import ENVIRONMENTS
+from openaudience.catalog.objects import Collection, Entry, milliseconds
+from openaudience.catalog.planning import Planner, Source
+from openaudience.catalog.schema import FOLDER_TREES, KINDS, PARTNER, Kind
+from openaudience.config import LimitsSection
+from openaudience.errors import InputError, Mistake, WorkspaceError
+from openaudience.vocabulary import GLOBAL_SOURCES, DataSource, Trait
+
+USER = "workspace"
+"""Who changed it, in the log of trait rules."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One object that a workspace file creates, updates or deletes. ``id``: its number, or its name."""
+
+    action: str
+    kind: str
+    id: int | str
+    name: str
+
+    def as_json(self) -> dict[str, Any]:
+        return {"action": self.action, "kind": self.kind, "id": self.id, "name": self.name}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What changed (once, when it is the same in both environments), and warnings with their places."""
+
+    changes: tuple[Change, ...]
+    warnings: tuple[Mistake, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A workspace file as ``validate --against`` needs it, without an installation (OP-12)."""
+
+    sources: dict[int, DataSource]
+    traits: list[Trait]
+    partners: list[Partner]
+    segments: dict[int, int]
+    """The partner of each segment."""
+
+
+def load(paths: Sequence[Path]) -> list[Source]:
+    """Reads and parses workspace files. Raises WorkspaceError with the mistakes of all, InputError for no file."""
+    sources: list[Source] = []
+    mistakes: list[Mistake] = []
+    for path in paths:
+        try:
+            text = path.read_bytes().decode("utf-8-sig")
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}; check the name") from None
+        except UnicodeDecodeError as error:
+            line = path.read_bytes()[: error.start].count(b"\n") + 1
+            mistakes.append(Mistake(str(path), line, 1, "not UTF-8 text; save the file as UTF-8"))
+            continue
+        try:
+            root = parse(text, str(path))
+        except WorkspaceError as error:
+            mistakes.extend(error.mistakes)
+            continue
+        sources.append(Source(root, text.split("\n"), path.absolute().parent))
+    if mistakes:
+        raise WorkspaceError(mistakes)
+    return sources
+
+
+def plan(
+    sources: Sequence[Source],
+    collection: Collection,
+    now: datetime,
+    limits: LimitsSection,
+    *,
+    prune: bool = False,
+    secrets: Mapping[str, str] | None = None,
+) -> tuple[Planner, list[Mistake]]:
+    """The plan for one environment and its warnings; ``Planner.mistakes`` tells whether it may be carried out."""
+    planner = Planner(sources, collection, now, prune=prune, secrets=secrets)
+    warnings: list[Mistake] = []
+    check(planner, limits, warnings)
+    return planner, warnings
+
+
+def diff(
+    engine: Engine,
+    sources: Sequence[Source],
+    now: datetime,
+    limits: LimitsSection,
+    *,
+    environments: Sequence[str] = ENVIRONMENTS,
+    prune: bool = False,
+    environ: Mapping[str, str] | None = None,
+) -> Outcome:
+    """What ``apply`` would change, without doing it."""
+    with transaction(engine, write=False) as session:
+        return _run(session, sources, now, limits, environments, prune, environ, write=False)
+
+
+def apply(
+    engine: Engine,
+    sources: Sequence[Source],
+    now: datetime,
+    limits: LimitsSection,
+    *,
+    environments: Sequence[str] = ENVIRONMENTS,
+    prune: bool = False,
+    environ: Mapping[str, str] | None = None,
+) -> Outcome:
+    """Makes the catalog what the files say, in every environment named or in none (OP-31).
+
+    Raises WorkspaceError with every mistake. With ``prune`` what the files do not name is deleted.
+    """
+    with transaction(engine, write=True) as session:
+        return _run(session, sources, now, limits, environments, prune, environ, write=True)
+
+
+def _run(
+    session: Session,
+    sources: Sequence[Source],
+    now: datetime,
+    limits: LimitsSection,
+    environments: Sequence[str],
+    prune: bool,
+    environ: Mapping[str, str] | None,
+    *,
+    write: bool,
+) -> Outcome:
+    secrets = os.environ if environ is None else environ
+    plans: list[tuple[str, Planner]] = []
+    mistakes: dict[Mistake, None] = {}
+    warnings: dict[Mistake, None] = {}
+    for environment in environments:
+        stored = objects.read(session, environment)
+        planner, found = plan(sources, stored, now, limits, prune=prune, secrets=secrets)
+        mistakes |= dict.fromkeys(planner.mistakes)
+        warnings |= dict.fromkeys(found)
+        plans.append((environment, planner))
+    if mistakes:
+        raise WorkspaceError(sorted(mistakes, key=lambda m: (m.file, m.line, m.column)))
+    changes: dict[Change, None] = {}
+    for environment, planner in plans:
+        made = compare(planner)
+        changes |= dict.fromkeys(change for change, _, _ in made)
+        if write:
+            _write(session, environment, planner, made, now)
+    return Outcome(tuple(changes), tuple(warnings))
+
+
+def compare(planner: Planner) -> list[tuple[Change, Entry | None, Entry | None]]:
+    """The differences a plan makes: each change with the old and the new object; deletions last."""
+    made: list[tuple[Change, Entry | None, Entry | None]] = []
+    gone: list[tuple[Change, Entry | None, Entry | None]] = []
+    for kind in (PARTNER, *KINDS):
+        old, new = planner.old.entries[kind.name], planner.new.entries[kind.name]
+        for number, entry in new.items():
+            before = old.get(number)
+            if before is None:
+                made.append((Change("create", kind.name, entry.identity, entry.name), None, entry))
+            elif before.document != entry.document:
+                made.append((Change("update", kind.name, entry.identity, entry.name), before, entry))
+        for number, entry in old.items():
+            if number not in new:
+                gone.append((Change("delete", kind.name, entry.identity, entry.name), entry, None))
+    return made + gone[::-1]
+
+
+def _write(
+    session: Session,
+    environment: str,
+    planner: Planner,
+    made: list[tuple[Change, Entry | None, Entry | None]],
+    now: datetime,
+) -> None:
+    stamp = milliseconds(now)
+    writer = objects.Writer(session, environment, now, USER)
+    for _, old, new in made:
+        if new is not None:
+            new.document.setdefault("createTime", stamp)
+            new.document.setdefault("crUID", 0)
+            new.document["updateTime"], new.document["upUID"] = stamp, 0
+            writer.put(new, old)
+        elif old is not None:
+            writer.remove(old)
+    objects.keep_sequences(session, environment, planner.new)
+
+
+def exported(engine: Engine, environment: str, now: datetime) -> dict[str, Any]:
+    """An environment as a workspace document; applying it there changes nothing. Never holds a secret (OP-36)."""
+    with transaction(engine, write=False) as session:
+        collection = objects.read(session, environment)
+    entries = sorted(collection.entries["partner"].items())
+    return {"partners": [_exported_partner(collection, entry, now) for _, entry in entries]}
+
+
+def as_yaml(document: dict[str, Any]) -> str:
+    """A workspace document as the text of a YAML file."""
+    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes lists and texts in full each time, without YAML's anchors."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _exported_partner(collection: Collection, partner: Entry, now: datetime) -> dict[str, Any]:
+    document = _exported(PARTNER, partner)
+    for kind in KINDS:
+        entries = [e for _, e in sorted(collection.entries[kind.name].items()) if e.pid == partner.number]
+        if not entries:
+            continue
+        head, _, tail = kind.key.partition(".")
+        place = document.setdefault(head, {}) if tail else document
+        place[tail or head] = [_exported(kind, entry) for entry in entries]
+        if kind.name == "dataSource":
+            for exported, entry in zip(place[tail or head], entries, strict=True):
+                end = entry.document.get("samplingEndTime")
+                exported["samplingEnabled"] = end is not None and milliseconds(now) < end
+    return document
+
+
+def _exported(kind: Kind, entry: Entry) -> dict[str, Any]:
+    document: dict[str, Any] = {}
+    if kind.identifier:
+        document[kind.identifier] = entry.number
+    known = set(kind.fields) | {f"{secret}_{way}" for secret in kind.secrets for way in ("env", "file")}
+    if kind.name in FOLDER_TREES:
+        known.add("parentFolderId")
+    for name in [*kind.fields, *sorted(known - set(kind.fields))]:
+        value = entry.document.get(name)
+        if value is None:
+            continue
+        if name == "mappings":
+            value = [{key: inner for key, inner in mapping.items() if inner is not None} for mapping in value]
+        document[name] = value
+    return document
+
+
+def load_view(path: Path, now: datetime, limits: LimitsSection | None = None) -> View:
+    """The sources, traits, partners and segments of a workspace file, the global sources included; secrets are not looked for.
+
+    Raises WorkspaceError with every mistake.
+    """
+    collection = Collection()
+    planner, _ = plan(load([path]), collection, now, limits or LimitsSection())
+    if planner.mistakes:
+        raise WorkspaceError(sorted(dict.fromkeys(planner.mistakes), key=lambda m: (m.file, m.line, m.column)))
+    entries = planner.new.entries
+    sources = {
+        number: DataSource(number, 0, name, id_type="DEVICE_ADVERTISING_ID") for number, name in GLOBAL_SOURCES.items()
+    }
+    sources |= {
+        number: source_view(number, entry.pid, entry.document) for number, entry in entries["dataSource"].items()
+    }
+    traits = [
+        Trait(
+            number,
+            entry.pid,
+            entry.document["dataSourceId"],
+            entry.name,
+            entry.document["traitType"],
+            entry.document["traitRule"],
+            entry.document["ttl"],
+            entry.document["status"] == "ACTIVE",
+        )
+        for number, entry in sorted(entries["trait"].items())
+    ]
+    partners = [
+        Partner(
+            number, entry.name, entry.document.get("orgId"), frozenset(entry.document.get("dataSourceAccess") or ())
+        )
+        for number, entry in sorted(entries["partner"].items())
+    ]
+    segments = {number: entry.pid for number, entry in sorted(entries["segment"].items())}
+    return View(sources, traits, partners, segments)
+
+
+__all__ = ["Change", "Outcome", "View", "apply", "as_yaml", "diff", "exported", "load", "load_view", "plan"]

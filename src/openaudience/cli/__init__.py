@@ -1,0 +1,355 @@
+"""The command line (70 §2): thin; every command calls the rooms and prints what they say.
+
+``--home``, ``--environment`` and ``--json`` may stand anywhere on the line. Exit status: 0 done, 1 the input was
+refused or has errors, 2 wrong usage, 3 internal or system failure.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from openaudience import __version__
+from openaudience.clock import Clock, system_clock
+from openaudience.errors import OpenAudienceError, UsageError
+
+HOME_VARIABLE = "OPENAUDIENCE_HOME"
+DEFAULT_HOME = "openaudience-home"
+
+
+@dataclass(slots=True)
+class Options:
+    """What holds for every command."""
+
+    home: Path
+    environment: str | None = None
+    as_json: bool = False
+    clock: Clock = field(default=system_clock)
+
+    @property
+    def chosen(self) -> str:
+        """The environment, production unless another is named."""
+        return self.environment or "production"
+
+
+def main(argv: Sequence[str] | None = None, clock: Clock = system_clock) -> int:
+    """Runs one command line and gives its exit status; ``clock`` is for tests."""
+    try:
+        arguments, options = _common(list(sys.argv[1:] if argv is None else argv), clock)
+        command = typer.main.get_command(app)
+        status = command.main(args=arguments, prog_name="openaudience", standalone_mode=False, obj=options)
+        return status if isinstance(status, int) else 0
+    except OpenAudienceError as error:
+        for line in str(error).splitlines() or [""]:
+            print(f"error: {line}", file=sys.stderr)
+        return error.exit_status
+    except typer.Exit as ended:
+        return int(ended.exit_code)
+    except typer.Abort:
+        print("error: stopped", file=sys.stderr)
+        return 3
+    except typer.TyperException as error:
+        # the library's own refusals are all about how the command was written
+        text = error.format_message()
+        print(f"error: {text} See `openaudience --help`.", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # whoever read our output has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except KeyboardInterrupt:
+        print("error: stopped by the keyboard; nothing half done is left", file=sys.stderr)
+        return 3
+    except Exception as error:
+        print(f"error: internal failure: {type(error).__name__}: {error}; please report it", file=sys.stderr)
+        if os.environ.get("OPENAUDIENCE_TRACEBACK"):
+            traceback.print_exc()
+        return 3
+
+
+def run() -> None:
+    """Entry point of the program."""
+    sys.exit(main())
+
+
+def _common(arguments: list[str], clock: Clock) -> tuple[list[str], Options]:
+    """Takes the options that hold for every command out of the line, wherever they stand."""
+    options = Options(Path(os.environ.get(HOME_VARIABLE) or DEFAULT_HOME), clock=clock)
+    rest: list[str] = []
+    waiting = iter(arguments)
+    for argument in waiting:
+        name, equals, value = argument.partition("=")
+        if argument == "--":
+            rest.extend(["--", *waiting])
+        elif argument == "--json":
+            options.as_json = True
+        elif name in ("--home", "--environment"):
+            if not equals:
+                following = next(waiting, None)
+                if following is None:
+                    raise UsageError(f"{name} needs a value")
+                value = following
+            if name == "--home":
+                options.home = Path(value)
+            elif value in ("production", "beta"):
+                options.environment = value
+            else:
+                raise UsageError(f"--environment {value}: there is no such environment; choose production or beta")
+        else:
+            rest.append(argument)
+    return rest, options
+
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="OpenAudience: onboard offline audience data. Every command also takes --home DIR "
+    f"(default: ${HOME_VARIABLE}, else ./{DEFAULT_HOME}), --environment production|beta and --json.",
+)
+workspace_app = typer.Typer(no_args_is_help=True, help="The taxonomy as code: one file says what the catalog holds.")
+config_app = typer.Typer(no_args_is_help=True, help="Settings and where they come from.")
+app.add_typer(workspace_app, name="workspace")
+app.add_typer(config_app, name="config")
+
+Files = Annotated[list[Path], typer.Argument(help="Files, in any order.", show_default=False)]
+Job = Annotated[int, typer.Argument(help="Number of the job.", show_default=False)]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def init(context: typer.Context) -> int:
+    """Create the home: catalog, keys, default settings."""
+    from openaudience.cli import home
+
+    options: Options = context.obj
+    return home.init(options.home, options.as_json, options.clock)
+
+
+@config_app.command("show")
+def config_show(context: typer.Context) -> int:
+    """Show every setting with its effective value and where it comes from."""
+    from openaudience.cli import home
+
+    options: Options = context.obj
+    return home.config_show(options.home, options.as_json)
+
+
+@workspace_app.command("apply")
+def workspace_apply(
+    context: typer.Context,
+    files: Files,
+    prune: Annotated[bool, typer.Option(help="Delete what the files do not name.")] = False,
+) -> int:
+    """Make the catalog what the workspace files say, all or nothing; show what changed."""
+    from openaudience.cli import data, workspace
+
+    options: Options = context.obj
+    status = workspace.apply(options.home, files, options.environment, prune, options.as_json, options.clock)
+    if status == 0:
+        data.bring_up_to_date(options)
+    return status
+
+
+@workspace_app.command("diff")
+def workspace_diff(
+    context: typer.Context,
+    files: Files,
+    prune: Annotated[bool, typer.Option(help="Delete what the files do not name.")] = False,
+) -> int:
+    """Show what `apply` would change, without doing it."""
+    from openaudience.cli import workspace
+
+    options: Options = context.obj
+    return workspace.diff(options.home, files, options.environment, prune, options.as_json, options.clock)
+
+
+@workspace_app.command("export")
+def workspace_export(context: typer.Context) -> int:
+    """Print the catalog as a workspace file."""
+    from openaudience.cli import workspace
+
+    options: Options = context.obj
+    return workspace.export(options.home, options.chosen, options.as_json, options.clock)
+
+
+@app.command("validate")
+def validate_files(
+    context: typer.Context,
+    files: Files,
+    against: Annotated[Path | None, typer.Option(help="Workspace file that says what the data sources are.")] = None,
+) -> int:
+    """Check files before they are sent: every error with line, column, reason and fix. Needs no installation."""
+    from openaudience.cli import data
+
+    return data.validate(context.obj, files, against)
+
+
+@app.command()
+def ingest(
+    context: typer.Context,
+    files: Files,
+    partner: Annotated[str | None, typer.Option(help="The sender; default: the owner of the IDs.")] = None,
+) -> int:
+    """Take files as if they had been dropped together; wait for their receipts and show them."""
+    from openaudience.cli import data
+
+    return data.ingest(context.obj, files, partner)
+
+
+@app.command()
+def jobs(context: typer.Context) -> int:
+    """List the jobs, newest first."""
+    from openaudience.cli import data
+
+    return data.jobs(context.obj)
+
+
+@app.command()
+def receipt(context: typer.Context, job: Job) -> int:
+    """Show the receipts of a job."""
+    from openaudience.cli import data
+
+    return data.receipt(context.obj, job)
+
+
+FileOption = Annotated[str | None, typer.Option("--file", help="Only this file of the job.")]
+
+
+@app.command()
+def undo(context: typer.Context, job: Job, file: FileOption = None) -> int:
+    """Take a job back, as if its files had never been sent."""
+    from openaudience.cli import data
+
+    return data.flip(context.obj, job, file, on=False)
+
+
+@app.command()
+def redo(context: typer.Context, job: Job, file: FileOption = None) -> int:
+    """Take an undo back."""
+    from openaudience.cli import data
+
+    return data.flip(context.obj, job, file, on=True)
+
+
+Ident = Annotated[str, typer.Argument(metavar="ID", help="A UUID, or DPID:user ID.", show_default=False)]
+
+
+@app.command()
+def profile(context: typer.Context, ident: Ident) -> int:
+    """Show a profile: its IDs, traits and segments."""
+    from openaudience.cli import data
+
+    return data.profile(context.obj, ident)
+
+
+@app.command()
+def why(
+    context: typer.Context,
+    ident: Ident,
+    sid: Annotated[int, typer.Argument(metavar="SID", help="The trait.", show_default=False)],
+) -> int:
+    """Tell why a profile has a trait, or has it not."""
+    from openaudience.cli import data
+
+    return data.why(context.obj, ident, sid)
+
+
+@app.command()
+def traits(context: typer.Context) -> int:
+    """List the traits with their populations."""
+    from openaudience.cli import data
+
+    return data.traits(context.obj)
+
+
+@app.command()
+def datasources(context: typer.Context) -> int:
+    """List the data sources with the devices synced to them."""
+    from openaudience.cli import data
+
+    return data.datasources(context.obj)
+
+
+@app.command()
+def samples(context: typer.Context, data_source: Annotated[int, typer.Argument(metavar="DPID")]) -> int:
+    """Show the error samples of a data source."""
+    from openaudience.cli import data
+
+    return data.samples(context.obj, data_source)
+
+
+@app.command()
+def sql(context: typer.Context, query: Annotated[str, typer.Argument(metavar="'SELECT …'", show_default=False)]) -> int:
+    """Read-only SQL over the open tables."""
+    from openaudience.cli import data
+
+    return data.sql(context.obj, query)
+
+
+@app.command()
+def check(
+    context: typer.Context,
+    repair: Annotated[bool, typer.Option(help="Make anew what is wrong in the index.")] = True,
+) -> int:
+    """Prove that the index equals the fold of the facts, and the counters the facts; mend the index."""
+    from openaudience.cli import data
+
+    return data.check(context.obj, repair)
+
+
+@app.command()
+def backup(context: typer.Context, folder: Annotated[Path, typer.Argument(metavar="DIR", show_default=False)]) -> int:
+    """Write a consistent backup into a new folder, while everything goes on."""
+    from openaudience.cli import data
+
+    return data.backup(context.obj, folder)
+
+
+@app.command()
+def restore(context: typer.Context, folder: Annotated[Path, typer.Argument(metavar="DIR", show_default=False)]) -> int:
+    """Make the home from a backup; the home must not exist yet."""
+    from openaudience.cli import data
+
+    return data.restore(context.obj, folder)
+
+
+@app.command("bench")
+def bench_ingest(
+    context: typer.Context,
+    sizes: Annotated[str, typer.Option(help="Multiples of the base size.")] = "1,4,16",
+    runs: Annotated[int, typer.Option(help="Runs of which the median is shown.")] = 3,
+    peers: Annotated[str | None, typer.Option(help="Which systems to run, by comma.")] = None,
+    forms: Annotated[str | None, typer.Option(help="coded, keyvalue or both, by comma.")] = None,
+    known: Annotated[int, typer.Option(help="Known IDs.")] = 1_000_000,
+    seed: Annotated[int, typer.Option(help="Seed of the generator.")] = 2026,
+    records: Annotated[int | None, typer.Option(help="Records of the base size.")] = None,
+    append: Annotated[Path | None, typer.Option(help="Append the table to this file.")] = None,
+) -> int:
+    """Measure ingest against the floor, DuckDB, Polars and Spark on this machine."""
+    from openaudience.cli import bench as benching
+
+    options: Options = context.obj
+    chosen = {name: value for name, value in (("peers", peers), ("forms", forms)) if value is not None}
+    return benching.bench(
+        sizes, runs, known=known, seed=seed, records=records, append=append, as_json=options.as_json, **chosen
+    )

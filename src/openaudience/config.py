@@ -1,0 +1,244 @@
+"""Settings of an installation: ``openaudience.toml`` in the home, overridden by the environment (OP-40).
+
+``OPENAUDIENCE_<SECTION>_<KEY>`` overrides ``key`` of ``[section]``. An unknown section or key is refused by name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from openaudience.errors import InputError, SystemFailure
+
+PREFIX = "OPENAUDIENCE_"
+MIB = 2**20
+GIB = 2**30
+
+Count = Annotated[int, Meta(ge=1)]
+Days = Annotated[int, Meta(ge=1, le=36500)]
+
+
+class CatalogSection(msgspec.Struct, frozen=True):
+    """``url``: where the catalog is; empty: the SQLite file ``catalog.db`` of the home."""
+
+    url: str = ""
+
+
+class LimitsSection(msgspec.Struct, frozen=True):
+    """Limits of mappings (RT-306), files in bytes (IN-20), lines (IN-25, IN-26) and objects (QL-1901 … QL-1910)."""
+
+    devices_per_customer: Count = 100
+    customers_per_device: Count = 10
+    cookies: Count = 1000
+    emails_per_customer: Count = 10
+    compressed_bytes: Count = 3 * GIB
+    uncompressed_bytes: Count = 5 * GIB
+    advise_compressed_bytes: Count = 300 * MIB
+    advise_uncompressed_bytes: Count = GIB
+    line_bytes: Count = 102400
+    lines_per_user: Count = 200
+    traits: Count = 100_000
+    rule_based_traits: Count = 100_000
+    onboarded_traits: Count = 100_000
+    algorithmic_traits: Count = 50
+    qualifications_per_profile: Count = 150_000
+    segments: Count = 20_000
+    traits_per_segment: Count = 5_000
+    trait_folders: Count = 2_000
+    segment_folders: Count = 2_000
+    folder_depth: Count = 5
+    derived_signals: Count = 50_000
+    merge_rules: Count = 4
+    destinations: Count = 1_000
+    users: Count = 1_000
+
+
+class RetentionSection(msgspec.Struct, frozen=True):
+    """Days that things are kept: copies of processed files, undo, rejected files (IN-06, IN-55), receipts (UI-37)."""
+
+    archive_days: Days = 30
+    undo_days: Days = 30
+    quarantine_days: Days = 30
+    receipt_days: Days = 400
+
+
+class ReceiptsSection(msgspec.Struct, frozen=True):
+    """Mail of receipts (UI-31, UI-34). ``from_`` is the key ``from``."""
+
+    always: list[str] = msgspec.field(default_factory=list)
+    from_: str = msgspec.field(default="openaudience@localhost", name="from")
+    subject: str = "Server-To-Server Processing Result: <status> <DPID> <number of files> file(s)"
+    subject_compat: bool = False
+
+
+class TimingSection(msgspec.Struct, frozen=True):
+    """``wait_seconds``: how long a command waits for another process that is changing data (design 2.5)."""
+
+    wait_seconds: Annotated[int, Meta(ge=1, le=86400)] = 600
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """All settings, with their defaults."""
+
+    catalog: CatalogSection = CatalogSection()
+    limits: LimitsSection = LimitsSection()
+    retention: RetentionSection = RetentionSection()
+    receipts: ReceiptsSection = msgspec.field(default_factory=ReceiptsSection)
+    timing: TimingSection = TimingSection()
+
+
+SECTIONS: dict[str, type[msgspec.Struct]] = {
+    "catalog": CatalogSection,
+    "limits": LimitsSection,
+    "retention": RetentionSection,
+    "receipts": ReceiptsSection,
+    "timing": TimingSection,
+}
+
+SECRETS = frozenset({("catalog", "url")})
+"""Settings that may hold a password; shown with the password masked."""
+
+TEMPLATE = """\
+# Settings of this installation. Every key has a default; `openaudience config show` lists them all.
+# An environment variable OPENAUDIENCE_<SECTION>_<KEY> overrides a key.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """An effective setting and where it came from: ``default``, the file's name, or the variable's."""
+
+    section: str
+    key: str
+    value: Any
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """Settings together with where each came from."""
+
+    settings: Settings
+    origins: tuple[Origin, ...]
+
+
+def keys(section: str) -> tuple[str, ...]:
+    """Keys of a section as they stand in the file."""
+    return tuple(field.encode_name for field in msgspec.structs.fields(SECTIONS[section]))
+
+
+def load(path: Path, environ: Mapping[str, str] | None = None) -> Configuration:
+    """Reads the settings of a home.
+
+    ``environ`` defaults to the process's environment. A missing file means defaults. Raises InputError that names the
+    file or variable, the key, and for an unknown key the nearest known one.
+    """
+    variables = os.environ if environ is None else environ
+    values: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+    origins: dict[tuple[str, str], str] = {}
+    for section, key, value in _file_values(path):
+        values[section][key] = value
+        origins[section, key] = path.name
+    for variable, section, key, text in _variables(variables):
+        values[section][key] = _typed(section, key, text, variable)
+        origins[section, key] = variable
+    sections: dict[str, Any] = {}
+    for section, struct in SECTIONS.items():
+        try:
+            sections[section] = msgspec.convert(values[section], struct)
+        except msgspec.ValidationError as error:
+            key = next((key for key in values[section] if f"$.{key}" in str(error)), "")
+            where = origins.get((section, key), path.name)
+            text = str(error).partition(" - at ")[0]
+            raise InputError(f"{where}: {section}.{key}: {text}; correct the value") from None
+    settings = Settings(**sections)
+    shown = tuple(
+        Origin(section, key, _shown(section, key, settings), origins.get((section, key), "default"))
+        for section in SECTIONS
+        for key in keys(section)
+    )
+    return Configuration(settings, shown)
+
+
+def _file_values(path: Path) -> list[tuple[str, str, Any]]:
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8 text; save it as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path}: not TOML: {error}; correct the line") from None
+    except OSError as error:
+        raise SystemFailure(f"{path}: cannot be read: {error.strerror}; check its permissions") from None
+    found: list[tuple[str, str, Any]] = []
+    for section, content in document.items():
+        if section not in SECTIONS:
+            raise InputError(f"{path}: unknown section [{section}]; {nearest(section, SECTIONS)}")
+        if not isinstance(content, dict):
+            raise InputError(f"{path}: {section} must be a section; write [{section}]")
+        for key, value in content.items():
+            if key not in keys(section):
+                raise InputError(f"{path}: unknown key {section}.{key}; {nearest(key, keys(section))}")
+            found.append((section, key, value))
+    return found
+
+
+def _variables(variables: Mapping[str, str]) -> list[tuple[str, str, str, str]]:
+    found: list[tuple[str, str, str, str]] = []
+    for variable, text in sorted(variables.items()):
+        if not variable.startswith(PREFIX):
+            continue
+        section, separator, key = variable[len(PREFIX) :].lower().partition("_")
+        if not separator or section not in SECTIONS:
+            # OPENAUDIENCE_HOME and variables of secrets live beside the settings.
+            continue
+        if key not in keys(section):
+            known = [f"{PREFIX}{section}_{name}".upper() for name in keys(section)]
+            raise InputError(f"environment variable {variable}: unknown setting; {nearest(variable, known)}")
+        found.append((variable, section, key, text))
+    return found
+
+
+def _typed(section: str, key: str, text: str, variable: str) -> Any:
+    field = next(field for field in msgspec.structs.fields(SECTIONS[section]) if field.encode_name == key)
+    if "list" in str(field.type):
+        return [part.strip() for part in text.split(",") if part.strip()]
+    if field.type is bool:
+        lowered = text.strip().lower()
+        if lowered not in ("true", "false", "1", "0"):
+            raise InputError(f"environment variable {variable}: {text!r} is no boolean; write true or false")
+        return lowered in ("true", "1")
+    if field.type is str:
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"environment variable {variable}: {text!r} is no whole number; write digits only") from None
+
+
+def _shown(section: str, key: str, settings: Settings) -> Any:
+    struct = getattr(settings, section)
+    name = next(field.name for field in msgspec.structs.fields(type(struct)) if field.encode_name == key)
+    value = getattr(struct, name)
+    if (section, key) in SECRETS and isinstance(value, str) and "@" in value:
+        head, _, tail = value.rpartition("@")
+        scheme, separator, credentials = head.partition("://")
+        user, colon, _ = credentials.partition(":")
+        return f"{scheme}{separator}{user}{':***' if colon else ''}@{tail}"
+    return value
+
+
+def nearest(word: str, known: Any) -> str:
+    """``did you mean …`` with the nearest known word, or the list of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.4)
+    return f"did you mean {close[0]}?" if close else f"known: {', '.join(names)}"

@@ -1,0 +1,1 @@
+"""Trait rules: text, tree, canonical text, matcher. Knows nothing of storage."""

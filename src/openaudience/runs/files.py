@@ -1,0 +1,125 @@
+"""Opening a dropped or kept file and reading it by its rules: the same for a first run and a re-run (design 2.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openaudience.inbound.decode import Block, opened, reject_empty
+from openaudience.inbound.filenames import FileName
+from openaudience.inbound.memo import Memo
+from openaudience.inbound.scan import IdRows, Rows, personal_signal, scan, scan_ids
+from openaudience.runs.dictionary import OwnDevice
+from openaudience.runs.reading import DataReader, Reading, Sampler, SuspectUsersError, ordered
+from openaudience.runs.rulebook import Coder, Ruleset
+from openaudience.runs.site import Site
+from openaudience.runs.syncing import SyncReader, SyncReading
+from openaudience.runs.world import World
+from openaudience.vocabulary import FileWarning
+
+MOST_CODERS = 8
+
+T = TypeVar("T", Rows, IdRows)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One file to be read: where it lies, its name, the rules, and the load its rows will bear."""
+
+    path: Path
+    name: FileName
+    ruleset: Ruleset
+    digest: str
+    load: int
+    staging: Path
+
+
+class Reader:
+    """Reads files of one environment. What distinct signals mean is remembered between files of equal rules."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._coders: dict[str, tuple[Coder, Memo]] = {}
+
+    def _coder(self, digest: str, ruleset: Ruleset) -> tuple[Coder, Memo]:
+        found = self._coders.pop(digest, None)
+        if found is None:
+            coder = Coder(ruleset)
+            found = (coder, Memo(coder, careful=personal_signal if ruleset.pii_values else None))
+            while len(self._coders) >= MOST_CODERS:
+                self._coders.pop(next(iter(self._coders)))
+        self._coders[digest] = found
+        return found
+
+    def read_data(
+        self,
+        task: Task,
+        world: World,
+        own_device: OwnDevice,
+        warnings: list[FileWarning],
+        sampler: Sampler | None = None,
+    ) -> Reading:
+        """Reads a data file against the given world. Raises ``FileRejected``; nothing becomes visible."""
+        coder, memo = self._coder(task.digest, task.ruleset)
+        layout = task.ruleset.layout()
+        seeds = self._site.seeds
+
+        def scan_block(block: Block) -> Rows:
+            return scan(block.data, block.first_line, layout, memo, seeds)
+
+        suspects: NDArray[np.uint8] | None = None
+        while True:
+            reader = DataReader(
+                world=world,
+                ruleset=task.ruleset,
+                coder=coder,
+                load=task.load,
+                seeds=seeds,
+                tables=self._site.tables,
+                staging=task.staging,
+                beta=self._site.beta,
+                own_device=own_device,
+                suspects=suspects,
+                sampler=sampler,
+            )
+            with closing(reader):
+                about = self._blocks(task, scan_block, reader.feed)
+                try:
+                    reading = reader.finish()
+                except SuspectUsersError as again:
+                    suspects = again.suspects
+                    continue
+            warnings.extend(about)
+            return reading
+
+    def read_sync(self, task: Task, world: World, own_device: OwnDevice, warnings: list[FileWarning]) -> SyncReading:
+        """Reads an ID-sync file against the given world. Raises ``FileRejected``; nothing becomes visible."""
+        layout = task.ruleset.layout()
+        seeds = self._site.seeds
+
+        def scan_block(block: Block) -> IdRows:
+            return scan_ids(block.data, block.first_line, layout, seeds)
+
+        reader = SyncReader(world=world, ruleset=task.ruleset, seeds=seeds, beta=self._site.beta, own_device=own_device)
+        warnings.extend(self._blocks(task, scan_block, reader.feed))
+        return reader.finish()
+
+    def _blocks(
+        self, task: Task, scan_block: Callable[[Block], T], feed: Callable[[T], None]
+    ) -> tuple[FileWarning, ...]:
+        seen = 0
+        with opened(
+            task.path, task.name.ext, limits=self._site.file_limits, gpg=self._site.gpg, work=task.staging
+        ) as stream:
+            for rows in ordered(scan_block, stream.blocks()):
+                seen += len(rows)
+                feed(rows)
+            if not seen:
+                raise reject_empty()
+            return stream.warnings

@@ -1,0 +1,405 @@
+"""What people ask: profiles, why a trait holds or not, populations (OP-16 … OP-18)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import polars as pl
+from pyroaring import BitMap
+from sqlalchemy import select
+
+from openaudience.catalog.ledger import FileRow, JobRow, LoadRow, SampleRow
+from openaudience.clock import iso
+from openaudience.errors import FileRejected, InputError
+from openaudience.identity.keys import key
+from openaudience.inbound.decode import opened
+from openaudience.inbound.filenames import parse_name
+from openaudience.inbound.receipt import REASON_WORDS
+from openaudience.inbound.records import parse_line, signal
+from openaudience.profiles.folding import expiry
+from openaudience.profiles.index import TOUCHED
+from openaudience.rules.traits import parse
+from openaudience.rules.tree import canonical, comparisons, evaluate
+from openaudience.runs.applying import utc
+from openaudience.runs.loads import Load, loads_in_force
+from openaudience.runs.outcome import decoded
+from openaudience.runs.receipts import counters_of
+from openaudience.runs.rulebook import Ruleset
+from openaudience.runs.site import Site
+from openaudience.runs.upkeep import Expired, Folder, expired
+from openaudience.runs.world import DEVICES, as_of
+from openaudience.vocabulary import GLOBAL_SOURCES, UUID_DPID, DataSource, IdKind, Trait
+
+NEWEST_FILES = 5
+NEWEST_LINES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The profile that an ID leads to. ``asked``: the ID's own namespace and ordinal."""
+
+    namespace: int
+    ordinal: int
+    source: DataSource | None
+
+
+class Inquiry:
+    """One consistent look at an environment: a generation, its loads and the configuration."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.now = site.now()
+        generation, self.world = site.current()
+        self._as_of = as_of(generation)
+        with site.reading() as session:
+            self.loads: list[Load] = loads_in_force(session, site.name)
+            self.sources: dict[int, DataSource] = site.catalog.data_sources(session)
+            self.traits: dict[int, Trait] = {trait.sid: trait for trait in site.catalog.traits(session=session)}
+        self._terms = site.terms()
+
+    # ---- profiles --------------------------------------------------------------------------------------------
+
+    def find(self, text: str) -> Found:
+        """The profile of ``UUID`` or ``DPID:user ID``. Raises InputError if nobody is known by it."""
+        dpid_text, colon, ident = text.partition(":")
+        if not colon:
+            dpid_text, ident = str(UUID_DPID), text
+        if not (dpid_text.isascii() and dpid_text.isdigit()):
+            raise InputError(f"{text!r} is no ID: write a 38-digit UUID, or DPID:user ID such as 5001:C-1")
+        dpid = int(dpid_text)
+        source = self.sources.get(dpid)
+        if dpid != UUID_DPID and source is None:
+            raise InputError(f"there is no data source {dpid}; `openaudience datasources` lists them")
+        ordinal = self.world.ids(dpid).find_one(*key(ident.encode(), self.site.seeds))
+        if ordinal >= 0:
+            if dpid == UUID_DPID:
+                if ordinal in self.world.known():
+                    return Found(DEVICES, ordinal, None)
+            elif source is not None and source.kind is IdKind.CROSS_DEVICE:
+                return Found(dpid, ordinal, source)
+            else:
+                device = self.world.links(dpid).newest(ordinal)
+                if device is not None:
+                    return Found(DEVICES, device, source)
+        what = f"data source {dpid}" if dpid != UUID_DPID else "this installation"
+        raise InputError(
+            f"nobody is known to {what} as {ident!r}; IDs are compared exactly, letter case and leading zeros included"
+        )
+
+    def profile(self, text: str) -> dict[str, Any]:
+        """A profile as JSON (70 §2)."""
+        found = self.find(text)
+        held = self.folder.held(found.namespace, self.now, profiles=BitMap([found.ordinal]))
+        traits = []
+        for sid, first, last in zip(held.sid.tolist(), held.first.tolist(), held.last.tolist(), strict=True):
+            trait = self.traits[sid]
+            end = expiry(last, trait.ttl)
+            third = found.source is not None and found.source.pid not in (0, trait.pid)
+            traits.append(
+                {
+                    "sid": sid,
+                    "name": trait.name,
+                    "party": "third" if third else "first",
+                    "first_realized": iso(utc(first)),
+                    "last_realized": iso(utc(last)),
+                    "frequency": 1,
+                    "expires": None if trait.ttl == 0 else iso(utc(end)),
+                }
+            )
+        return {
+            "uuid": self._uuid(found),
+            "ids": list(self._ids(found)),
+            "traits": traits,
+            "segments": [],
+            "memberships": [],
+        }
+
+    def _uuid(self, found: Found) -> str | None:
+        device: int | None = found.ordinal
+        if found.namespace != DEVICES:
+            device = self.world.links(found.namespace).newest(found.ordinal)
+        return None if device is None else self.world.ids(DEVICES).name(device).decode()
+
+    def _ids(self, found: Found) -> Iterator[dict[str, Any]]:
+        node = np.array([found.ordinal], np.uint32)
+        if found.namespace == DEVICES:
+            for dpid, to in self.world.link_namespaces():
+                if to == DEVICES:
+                    _, customers, last = self.world.links(dpid).customers(node)
+                    yield from self._named(dpid, customers.tolist(), last.tolist())
+            return
+        _, _, synced = self.world.links(found.namespace).devices(node)
+        yield {
+            "data_source": found.namespace,
+            "id": self.world.ids(found.namespace).name(found.ordinal).decode(),
+            "last_sync": self._instant(int(synced.max())) if synced.size else None,
+        }
+        for dpid, to in self.world.link_namespaces():
+            if dpid == found.namespace and to != DEVICES:
+                _, emails, last = self.world.links(dpid, to).devices(node)
+                yield from self._named(to, emails.tolist(), last.tolist())
+
+    def _named(self, dpid: int, ordinals: list[int], last: list[int]) -> Iterator[dict[str, Any]]:
+        names = self.world.ids(dpid)
+        for ordinal, order_key in sorted(zip(ordinals, last, strict=True)):
+            yield {"data_source": dpid, "id": names.name(ordinal).decode(), "last_sync": self._instant(order_key)}
+
+    def _instant(self, order_key: int) -> str:
+        return iso(utc(self._instants[order_key >> 32]))
+
+    @cached_property
+    def _instants(self) -> dict[int, int]:
+        return {load.position: load.at for load in self.loads}
+
+    @cached_property
+    def folder(self) -> Folder:
+        return Folder(self.site.tables, self.site.rulebook, self.loads, self._terms.ttl, self._terms.dead_before)
+
+    # ---- why -------------------------------------------------------------------------------------------------
+
+    def why(self, text: str, sid: int) -> dict[str, Any]:
+        """Why a profile has a trait or has it not (OP-17)."""
+        found = self.find(text)
+        trait = self.traits.get(sid)
+        if trait is None:
+            raise InputError(f"there is no trait {sid}; `openaudience traits` lists them")
+        one = BitMap([found.ordinal])
+        holds = sid in self.folder.held(found.namespace, self.now, profiles=one, sids=[sid]).sid.tolist()
+        because = list(self._history(found, trait))
+        if not holds:
+            because.extend(self._failing(found, trait))
+        return {"profile": text, "sid": sid, "holds": holds, "because": because}
+
+    def _history(self, found: Found, trait: Trait) -> Iterator[dict[str, Any]]:
+        by_load = {load.load: load for load in self.loads}
+        rows = (
+            self.site.tables.scan("realizations", found.namespace, ords=(found.ordinal, found.ordinal))
+            .filter(pl.col("sid") == trait.sid)
+            .select("load", "line", "op")
+            .collect()
+        )
+        events: list[tuple[int, int, int, Load]] = []
+        named: set[int] = set()
+        for number, line, op in rows.iter_rows():
+            if number in by_load:
+                events.append((by_load[number].position, line or 0, op, by_load[number]))
+                named.add(number)
+        begun: set[int | None] = set()
+        for load in self.loads:
+            if load.overwrite and load.namespace == found.namespace and self._reached(load, found.ordinal):
+                owned = trait.sid in self.site.rulebook.get(load.ruleset).owned()
+                if load.batch not in begun and owned and load.load not in named:
+                    events.append((load.position, 0, 0, load))
+                begun.add(load.batch)
+        words = {1: "realized", -1: "removed", 0: "overwritten"}
+        for _, line, op, load in sorted(events, key=lambda event: event[:3]):
+            row = self._file(load.file)
+            yield {
+                "job": row.job,
+                "file": row.name,
+                "line": line or None,
+                "text": self._line(row, line) if line else None,
+                "at": iso(utc(load.at)),
+                "op": words[op],
+            }
+
+    def _reached(self, load: Load, ordinal: int) -> bool:
+        bitmaps = self.world.load(load.load)
+        return bitmaps is not None and bitmaps.contains(TOUCHED, ordinal)
+
+    def _failing(self, found: Found, trait: Trait) -> Iterator[dict[str, Any]]:
+        """The newest lines that reached the profile, with the truth of the rule's comparisons on each."""
+        if trait.rule is None:
+            return
+        node = parse(trait.rule)
+        leaves = comparisons(node)
+        shown = 0
+        files = 0
+        for load in reversed(self.loads):
+            if load.target != trait.dpid or load.namespace != found.namespace or not self._reached(load, found.ordinal):
+                continue
+            files += 1
+            if files > NEWEST_FILES:
+                return
+            row = self._file(load.file)
+            ruleset = self.site.rulebook.get(load.ruleset)
+            for number, record in reversed(list(self._records(row, ruleset, self._spellings(found, load)))):
+                yield {
+                    "file": row.name,
+                    "line": number,
+                    "leaves": [
+                        {
+                            "leaf": canonical(leaf),
+                            "value": ", ".join(_values(record, leaf.key)) if _values(record, leaf.key) else None,
+                            "true": evaluate(leaf, record),
+                        }
+                        for leaf in leaves
+                    ],
+                }
+                shown += 1
+                if shown >= NEWEST_LINES:
+                    return
+
+    def _spellings(self, found: Found, load: Load) -> set[bytes]:
+        """The IDs by which a file's lines may have named the profile."""
+        if found.namespace != DEVICES:
+            return {self.world.ids(found.namespace).name(found.ordinal)}
+        if load.dpid == UUID_DPID:
+            return {self.world.ids(DEVICES).name(found.ordinal)}
+        dpids = list(GLOBAL_SOURCES) if load.kind == "data" and load.dpid in GLOBAL_SOURCES else [load.dpid]
+        names: set[bytes] = set()
+        for dpid in {
+            *dpids,
+            load.dpid,
+            *([20914, 20915] if self.site.rulebook.get(load.ruleset).form == "odc" else []),
+        }:
+            _, customers, _ = self.world.links(dpid).customers(np.array([found.ordinal], np.uint32))
+            names.update(self.world.ids(dpid).name(ordinal) for ordinal in customers.tolist())
+        return names
+
+    def _records(
+        self, row: FileRow, ruleset: Ruleset, spellings: set[bytes]
+    ) -> Iterator[tuple[int, Mapping[str, list[str]]]]:
+        layout = ruleset.layout()
+        for number, line in self._lines(row):
+            if not any(name in line for name in spellings):
+                continue
+            parsed = parse_line(line, layout)
+            if parsed.reason or not parsed.ids or parsed.ids[0] not in spellings:
+                continue
+            record: dict[str, list[str]] = {}
+            for token in parsed.tokens:
+                item = signal(token)
+                if item.kind == "pair" and item.key:
+                    record.setdefault(item.key, []).append(item.value)
+            yield number, record
+
+    def _file(self, number: int) -> FileRow:
+        with self.site.reading() as session:
+            row = session.scalars(select(FileRow).where(FileRow.file == number)).one()
+        return row
+
+    def _lines(self, row: FileRow) -> Iterator[tuple[int, bytes]]:
+        path = self.site.folder / (row.kept_path or row.waiting_path)
+        if not path.exists():
+            return
+        try:
+            with opened(
+                path, parse_name(row.name).ext, self.site.file_limits, self.site.gpg, self.site.environment.work
+            ) as stream:
+                for block in stream.blocks():
+                    for place, line in enumerate(block.data.tobytes().split(b"\n")):
+                        yield block.first_line + place, line.removesuffix(b"\r")
+        except FileRejected:
+            return
+
+    def _line(self, row: FileRow, wanted: int) -> str | None:
+        for number, line in self._lines(row):
+            if number == wanted:
+                return line.decode("utf-8", "replace")
+        return None
+
+    # ---- populations -----------------------------------------------------------------------------------------
+
+    @cached_property
+    def _expired(self) -> Expired:
+        return expired(self.world, self.loads, self._terms.ttl, self._as_of, self.now)
+
+    def members(self, namespace: int, sid: int) -> BitMap:
+        """Who holds a trait now (QL-504)."""
+        gone = self._expired.get(namespace, {}).get(sid, BitMap())
+        return self.world.traits(namespace).members(sid) - gone
+
+    def populations(self) -> dict[int, dict[str, int]]:
+        """Live population of each trait: devices, and customer profiles (QL-1106)."""
+        out = {sid: {"device": 0, "cross_device": 0} for sid in self.traits}
+        for name in self.world.namespaces("traits"):
+            namespace = int(name.removeprefix("traits/"))
+            which = "device" if namespace == DEVICES else "cross_device"
+            for sid in self.world.traits(namespace).sids():
+                if sid in out:
+                    out[sid][which] += len(self.members(namespace, sid))
+        return out
+
+    def trait_documents(self) -> list[dict[str, Any]]:
+        """Traits as the API shows them, with their live populations (OP-18)."""
+        populations = self.populations()
+        return [
+            {**document, "population": populations[document["sid"]]} for document in self.site.catalog.trait_documents()
+        ]
+
+    def source_documents(self) -> list[dict[str, Any]]:
+        """Data sources as the API shows them, with the devices mapped to each (RT-221)."""
+        return [
+            {**document, "synced_devices": int(self.world.links(document["dataSourceId"]).mapped_devices().size)}
+            for document in self.site.catalog.data_source_documents()
+        ]
+
+
+def _values(record: Mapping[str, list[str]], name: str) -> list[str]:
+    return [value for own, values in record.items() if own.casefold() == name.casefold() for value in values]
+
+
+def job_documents(site: Site) -> list[dict[str, Any]]:
+    """Jobs, newest first (70 §2)."""
+    with site.reading() as session:
+        files: dict[int, list[FileRow]] = {}
+        for row in session.scalars(select(FileRow).where(FileRow.environment == site.name).order_by(FileRow.file)):
+            if row.job is not None:
+                files.setdefault(row.job, []).append(row)
+        at = {
+            (load.load): load.position
+            for load in session.scalars(select(LoadRow).where(LoadRow.environment == site.name))
+        }
+        out = []
+        query = select(JobRow).where(JobRow.environment == site.name, JobRow.visible.is_(True))
+        for job in session.scalars(query.order_by(JobRow.job.desc())):
+            mine = sorted(files.get(job.job, []), key=lambda row: at.get(row.load or 0, 0))
+            counted = [counters_of(decoded(row.outcome)) for row in mine]
+            out.append(
+                {
+                    "job": job.job,
+                    "kind": job.kind,
+                    "status": job.status,
+                    "files": [row.name for row in mine],
+                    "data_source": job.data_source,
+                    "position": job.position,
+                    "at": iso(utc(job.ended)),
+                    "received": sum(one.records_received for one in counted),
+                    "stored": sum(one.stored_records for one in counted),
+                    **({"of_job": job.of_job} if job.of_job is not None else {}),
+                }
+            )
+        return out
+
+
+def sample_documents(site: Site, data_source: int) -> list[dict[str, Any]]:
+    """Error samples of a data source, newest job first (IN-85)."""
+    with site.reading() as session:
+        query = (
+            select(SampleRow, FileRow.name)
+            .join(FileRow, FileRow.file == SampleRow.file)
+            .where(
+                SampleRow.environment == site.name,
+                SampleRow.data_source == data_source,
+                SampleRow.until > site.now(),
+            )
+            .order_by(SampleRow.job.desc(), SampleRow.count.desc(), SampleRow.line)
+        )
+        return [
+            {
+                "job": row.job,
+                "file": name,
+                "line": row.line,
+                "column": row.column,
+                "code": row.reason,
+                "text": REASON_WORDS[row.reason].text,
+                "count": row.count,
+                "shown": row.shown,
+            }
+            for row, name in session.execute(query)
+        ]

@@ -1,0 +1,546 @@
+"""Reading one data file: from blocks of bytes to facts, bitmaps and counters (design 2.5, row 5; design 3).
+
+Blocks are scanned in threads, side by side; everything that depends on order (new IDs, the 200-line limit,
+"the last line decides") happens in file order in ``DataReader``. Nothing here becomes visible by itself.
+"""
+
+from __future__ import annotations
+
+import array
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from numba import njit
+from numpy.typing import NDArray
+from pyroaring import BitMap
+
+from openaudience.identity import ecid
+from openaudience.identity.keys import fold, hash_spans
+from openaudience.inbound.decode import Block
+from openaudience.inbound.scan import Rows
+from openaudience.profiles import gathering
+from openaudience.runs.dictionary import Dictionaries, OwnDevice, folded_keys
+from openaudience.runs.rulebook import Coder, Ruleset
+from openaudience.runs.world import DEVICES, World
+from openaudience.store.parts import Part
+from openaudience.store.tables import Tables
+from openaudience.vocabulary import (
+    FORMAT_ERRORS,
+    INVALID_AAM_IDS,
+    NO_MATCHES,
+    REASON_NUMBER,
+    REASONS,
+    IdKind,
+)
+
+USER_LINES = 200
+"""Well-formed lines used per user ID and file (IN-26)."""
+OVER_LIMIT = 255
+"""Pseudo reason of a line beyond ``USER_LINES``."""
+CHUNK_PAIRS = 6_000_000
+FIRST_FREE = INVALID_AAM_IDS.start
+"""Reasons from here on are not format errors."""
+THREADS = 2
+
+
+class SuspectUsersError(Exception):
+    """Some user ID may have more than 200 lines: read again, counting these exactly."""
+
+    def __init__(self, suspects: NDArray[np.uint8]) -> None:
+        super().__init__("a user ID may have more than 200 lines")
+        self.suspects = suspects
+
+
+@njit(nogil=True, cache=True)
+def _count_users(counts: Any, k1: Any, reason: Any, first_free: int, most: int) -> bool:
+    over = False
+    for i in range(k1.size):
+        if reason[i] != 0 and reason[i] < first_free:
+            continue
+        slot = k1[i] >> np.uint64(40)
+        if counts[slot] <= most:
+            counts[slot] += 1
+            if counts[slot] > most:
+                over = True
+    return over
+
+
+@njit(nogil=True, cache=True)
+def _suspect_rows(counts: Any, k1: Any, reason: Any, first_free: int, most: int) -> Any:
+    out = np.empty(k1.size, np.int64)
+    n = 0
+    for i in range(k1.size):
+        if reason[i] != 0 and reason[i] < first_free:
+            continue
+        if counts[k1[i] >> np.uint64(40)] > most:
+            out[n] = i
+            n += 1
+    return out[:n]
+
+
+def ordered(scan: Callable[[Block], Any], blocks: Iterable[Block], threads: int = THREADS) -> Iterator[Any]:
+    """Scans blocks in threads; gives the results in file order."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[Any]] = deque()
+        try:
+            for block in blocks:
+                waiting.append(pool.submit(scan, block))
+                if len(waiting) > threads + 1:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+@dataclass(slots=True)
+class Tally:
+    """Figures of one file (IN-80), without those that are known only when it is applied."""
+
+    reasons: NDArray[np.int64] = field(default_factory=lambda: np.zeros(256, np.int64))
+    received: int = 0
+    signals: int = 0
+    unused: int = 0
+    failed: int = 0
+    users_failed: int = 0
+    realized: int = 0
+
+    @property
+    def over_limit(self) -> int:
+        return int(self.reasons[OVER_LIMIT])
+
+    def by_code(self) -> dict[str, int]:
+        """Records by reason code; codes without records are left out."""
+        return {REASONS[number]: int(self.reasons[number]) for number in range(1, len(REASONS)) if self.reasons[number]}
+
+
+class Sampler(Protocol):
+    """Collects error samples while a file is read (IN-85)."""
+
+    def see(self, rows: Rows) -> None: ...
+
+
+@dataclass(slots=True)
+class Event:
+    """What one chunk of a ``.sync`` file with removals did, by trait number, in file order."""
+
+    first: dict[int, BitMap]
+    joined: dict[int, BitMap]
+    left: dict[int, BitMap]
+
+
+@dataclass(slots=True)
+class Reading:
+    """All that a data file says, ready to be applied."""
+
+    tally: Tally
+    sids: tuple[int, ...]
+    touched: BitMap
+    stored: BitMap
+    joined: dict[int, BitMap]
+    left: dict[int, BitMap]
+    events: list[Event]
+    removed_inside: int
+    parts: list[Part]
+    rows: int
+    ids: Dictionaries
+    mixed_types: bool
+    case_keys: list[int]
+    case_pairs: list[tuple[str, str]]
+
+
+class DataReader:
+    """Takes the scanned blocks of one data file in file order."""
+
+    def __init__(
+        self,
+        *,
+        world: World,
+        ruleset: Ruleset,
+        coder: Coder,
+        load: int,
+        seeds: tuple[int, int],
+        tables: Tables,
+        staging: Path,
+        beta: bool,
+        own_device: OwnDevice,
+        suspects: NDArray[np.uint8] | None = None,
+        sampler: Sampler | None = None,
+    ) -> None:
+        self._world = world
+        self._ruleset = ruleset
+        self._coder = coder
+        self._load = load
+        self._seeds = seeds
+        self._tables = tables
+        self._staging = staging
+        self._beta = beta
+        self._sampler = sampler
+        self._column = ruleset.layout().columns[0]
+        self._odc = ruleset.form == "odc"
+        self.namespace = self._column.dpid if self._column.kind is IdKind.CROSS_DEVICE and not self._odc else DEVICES
+        self._counts = np.zeros(1 << 24, np.uint8) if suspects is None else suspects
+        self._exact: dict[tuple[int, int], int] | None = None if suspects is None else {}
+        self._over = False
+        self._ids = Dictionaries(world, seeds, own_device)
+        self._known: NDArray[np.bool_] | None = None
+        self._types: set[int] = set()
+        self.tally = Tally()
+        self._touched = BitMap()
+        self._stored = BitMap()
+        self._joined: dict[int, BitMap] = {}
+        self._left: dict[int, BitMap] = {}
+        self._events: list[Event] = []
+        self._has_removals = False
+        self._removed_inside = 0
+        self._parts: list[Part] = []
+        self._rows = 0
+        self._held: list[tuple[NDArray[np.uint32], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], Any]] = []
+        self._held_pairs = 0
+        self._case_keys: dict[int, None] = {}
+        self._case_seen: set[int] = set()
+        self._case_pairs: list[tuple[str, str]] = []
+        self._stamp = np.full(2 * max(len(coder.sids), 1), -1, np.int64)
+        self._leaf_stamp = np.zeros(1, np.int64)
+        self._leaf_mark = 0
+        # Parquet is written beside the reading: one writer keeps the parts in order
+        self._writer = ThreadPoolExecutor(1)
+        self._writing: list[Future[list[Part]]] = []
+
+    # ---- one block ------------------------------------------------------------------------------------------
+
+    def feed(self, rows: Rows) -> None:
+        """Counts, matches and qualifies the rows of the next block."""
+        tally = self.tally
+        tally.received += rows.reason.size
+        if not rows.reason.size:
+            return
+        reason = rows.reason
+        self._limit(rows)
+        if self._over:
+            return
+        table = self._coder.codes()
+        signals, unused, failed, users = gathering.count_signals(
+            rows.tok, rows.codes, reason, table.flags, FIRST_FREE, OVER_LIMIT
+        )
+        tally.signals += signals
+        tally.unused += unused
+        tally.failed += failed
+        tally.users_failed += users
+        if self._beta:
+            reason[reason == 0] = REASON_NUMBER["beta"]
+        else:
+            self._match(rows)
+        np.add.at(tally.reasons, reason, 1)
+        if self._sampler is not None:
+            self._sampler.see(rows)
+
+    def _limit(self, rows: Rows) -> None:
+        """The 200-line limit (IN-26): a first reading only finds out whom it may concern."""
+        if self._exact is None:
+            if _count_users(self._counts, rows.k1, rows.reason, FIRST_FREE, USER_LINES):
+                self._over = True
+            return
+        exact = self._exact
+        some = _suspect_rows(self._counts, rows.k1, rows.reason, FIRST_FREE, USER_LINES)
+        for row, one, two in zip(some.tolist(), rows.k1[some].tolist(), rows.k2[some].tolist(), strict=True):
+            seen = exact.get((one, two), 0) + 1
+            exact[one, two] = seen
+            if seen > USER_LINES:
+                rows.reason[row] = OVER_LIMIT
+
+    # ---- from user IDs to profiles ---------------------------------------------------------------------------
+
+    def _match(self, rows: Rows) -> None:
+        good = np.flatnonzero(rows.reason == 0)
+        if not good.size:
+            return
+        if self._odc:
+            assert rows.id_dpid is not None
+            types = rows.id_dpid[good]
+            distinct = np.unique(types)
+            self._types.update(distinct.tolist())
+            # both kinds in one block are taken apart only for the look-up: profiles stay in line order
+            profile = np.zeros(good.size, np.int64)
+            for dpid in distinct.tolist():
+                some = np.flatnonzero(types == dpid)
+                profile[some] = self._own_profiles(rows, good[some], int(dpid))
+            self._apply(rows, good, profile, np.arange(good.size, dtype=np.int64))
+            return
+        kind = self._column.kind
+        dpid = self._column.dpid
+        if kind is IdKind.CROSS_DEVICE:
+            profile = self._ids.get(dpid).intern(
+                rows.k1[good], rows.k2[good], rows.text, rows.start[good], rows.length[good]
+            )
+            self._apply(rows, good, profile, np.arange(good.size, dtype=np.int64))
+        elif kind is IdKind.DAID:
+            profile = self._own_profiles(rows, good, dpid)
+            self._apply(rows, good, profile, np.arange(good.size, dtype=np.int64))
+        elif kind is IdKind.COOKIE:
+            self._match_cookies(rows, good, dpid)
+        else:
+            device = self._devices(rows, good, kind, dpid)
+            there = np.flatnonzero(device >= 0)
+            rows.reason[good[device < 0]] = REASON_NUMBER["unknown_aam_id"]
+            self._apply(rows, good[there], device[there], np.arange(there.size, dtype=np.int64))
+
+    def _match_cookies(self, rows: Rows, good: NDArray[np.int64], dpid: int) -> None:
+        index = self._world.ids(dpid)
+        found = index.find(rows.k1[good], rows.k2[good])
+        at, devices, _ = self._world.links(dpid).devices(np.maximum(found, 0).astype(np.uint32))
+        reach = np.diff(at)
+        reach[found < 0] = 0
+        alone = reach == 0
+        if alone.any():
+            lost = good[alone]
+            rows.reason[lost] = REASON_NUMBER["not_synced"]
+            self._case_help(rows, lost, dpid)
+        source = np.repeat(np.arange(good.size, dtype=np.int64), reach)
+        if found.size and (found < 0).any():
+            keep = np.repeat(found >= 0, np.diff(at))
+            devices = devices[keep]
+        matched = np.flatnonzero(~alone)
+        place = np.full(good.size, -1, np.int64)
+        place[matched] = np.arange(matched.size)
+        self._apply(rows, good[matched], devices.astype(np.int64), place[source])
+
+    def _devices(self, rows: Rows, good: NDArray[np.int64], kind: IdKind, dpid: int) -> NDArray[np.int64]:
+        """Known devices of UUIDs or ECIDs, -1 for none (IN-63)."""
+        if kind is IdKind.UUID:
+            k1, k2 = rows.k1[good], rows.k2[good]
+        else:
+            organisation = self._ruleset.organisations.get(str(dpid), "")
+            text = b"".join(
+                ecid.to_uuid(organisation, rows.id(row).decode("ascii")).encode("ascii") for row in good.tolist()
+            )
+            blob = np.frombuffer(text, np.uint8)
+            start = np.arange(good.size, dtype=np.int64) * 38
+            length = np.full(good.size, 38, np.int64)
+            k1 = hash_spans(blob, start, length, self._seeds[0])
+            k2 = hash_spans(blob, start, length, self._seeds[1])
+        found = self._world.ids(DEVICES).find(k1, k2)
+        if self._known is None:
+            self._known = np.zeros(self._world.count(DEVICES), np.bool_)
+            self._known[np.frombuffer(self._world.known().to_array(), np.uint32)] = True
+        there = found >= 0
+        there[there] = self._known[found[there]]
+        return np.where(there, found, -1)
+
+    def _own_profiles(self, rows: Rows, some: NDArray[np.int64], dpid: int) -> NDArray[np.int64]:
+        """Devices of DAIDs; an unseen one gets a device of its own (IN-62)."""
+        ordinal = self._ids.get(dpid).intern(
+            rows.k1[some], rows.k2[some], rows.text, rows.start[some], rows.length[some]
+        )
+        return self._ids.own_devices(dpid, ordinal, rows.line[some])
+
+    def _case_help(self, rows: Rows, lost: NDArray[np.int64], dpid: int) -> None:
+        """Unmatched IDs that differ from a synced one by letter case or leading zeros only (IN-64)."""
+        index = self._world.ids(dpid)
+        if not index.count:
+            return
+        links = self._world.links(dpid)
+        _, first_at = np.unique(rows.k1[lost], return_index=True)
+        some = lost[np.sort(first_at)]
+        folded = folded_keys(rows.text, rows.start[some], rows.length[some], self._seeds[0])
+        at, candidates = index.find_folded(folded)
+        for place in np.flatnonzero(np.diff(at)).tolist():
+            row = int(some[place])
+            key = int(rows.k1[row])
+            if key in self._case_keys or key in self._case_seen:
+                continue
+            sent = rows.id(row)
+            for candidate in candidates[at[place] : at[place + 1]].tolist():
+                known = index.name(candidate)
+                if known == sent or fold(known) != fold(sent):
+                    continue
+                if links.devices(np.array([candidate], np.uint32))[0][1]:
+                    self._case_keys[key] = None
+                    if len(self._case_pairs) < 10:
+                        self._case_pairs.append((sent.decode(), known.decode()))
+                    break
+            else:
+                self._case_seen.add(key)
+
+    # ---- from signals to traits ------------------------------------------------------------------------------
+
+    def _apply(
+        self, rows: Rows, matched: NDArray[np.int64], profile: NDArray[np.int64], source: NDArray[np.int64]
+    ) -> None:
+        """Qualifies ``matched`` rows; ``profile[i]`` is reached by ``matched[source[i]]``."""
+        if not matched.size:
+            return
+        who = profile.astype(np.uint32)
+        self._touched |= bitmap(np.unique(who))
+        coder = self._coder
+        table = coder.codes()
+        if coder.compound:
+            if self._leaf_stamp.size < table.leaf_hash.size:
+                self._leaf_stamp = np.zeros(table.leaf_hash.size, np.int64)
+            marks = gathering.signatures(
+                rows.tok,
+                rows.codes,
+                matched,
+                table.leaf_at,
+                table.leaves,
+                table.leaf_hash,
+                self._leaf_stamp,
+                self._leaf_mark,
+            )
+            self._leaf_mark += matched.size
+            combo = coder.combos(marks, rows.tok, rows.codes, matched)
+        else:
+            combo = np.full(matched.size, -1, np.int32)
+        combo_at, combo_traits = coder.combo_table()
+        self._stamp.fill(-1)
+        verdict, pair_at, pairs, realized = gathering.qualify(
+            rows.tok,
+            rows.codes,
+            matched,
+            table.flags,
+            table.add_at,
+            table.adds,
+            table.removes,
+            combo,
+            combo_at,
+            combo_traits,
+            self._ruleset.overwrite,
+            self._stamp,
+            _NO_TRAIT,
+        )
+        rows.reason[matched] = verdict
+        self.tally.realized += realized
+        stored = verdict[source] == 0
+        if not stored.any():
+            return
+        who, source = who[stored], source[stored]
+        self._stored |= bitmap(np.unique(who))
+        self._held.append((who, rows.line[matched[source]], source, pair_at, pairs))
+        self._held_pairs += int((pair_at[source + 1] - pair_at[source]).sum())
+        if self._held_pairs >= CHUNK_PAIRS:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Makes facts of the records held so far."""
+        if not self._held:
+            return
+        profile = np.concatenate([held[0] for held in self._held])
+        line = np.concatenate([held[1] for held in self._held])
+        shift, at, pairs, sources = 0, [np.zeros(1, np.int64)], [], []
+        total = 0
+        for held in self._held:
+            sources.append(held[2] + shift)
+            at.append(held[3][1:] + total)
+            pairs.append(held[4])
+            shift += held[3].size - 1
+            total += held[4].size
+        self._held, self._held_pairs = [], 0
+        chunk = gathering.gather(
+            profile, line, np.concatenate(sources), np.concatenate(at), np.concatenate(pairs), len(self._coder.sids)
+        )
+        self._removed_inside += chunk.removed
+        joined: dict[int, BitMap] = {}
+        left: dict[int, BitMap] = {}
+        first: dict[int, BitMap] = {}
+        for trait in range(len(self._coder.sids)):
+            here = chunk.ended[chunk.ended_at[2 * trait] : chunk.ended_at[2 * trait + 1]]
+            gone = chunk.ended[chunk.ended_at[2 * trait + 1] : chunk.ended_at[2 * trait + 2]]
+            early = chunk.first[chunk.first_at[trait] : chunk.first_at[trait + 1]]
+            if here.size:
+                joined[trait] = bitmap(here)
+            if gone.size:
+                left[trait] = bitmap(gone)
+            if early.size:
+                first[trait] = bitmap(early)
+        if first or left or self._events:
+            if not self._events and self._joined:
+                self._events.append(Event({}, {t: b.copy() for t, b in self._joined.items()}, {}))
+            self._events.append(Event(first, {t: b.copy() for t, b in joined.items()}, left))
+        for trait, gone_from in left.items():
+            self._left[trait] = self._left.get(trait, BitMap()) | gone_from
+            if trait in self._joined:
+                self._joined[trait] -= gone_from
+        for trait, new in joined.items():
+            if trait in self._joined:
+                self._joined[trait] |= new
+            else:
+                self._joined[trait] = new
+            if trait in self._left:
+                self._left[trait] -= new
+        if chunk.ord.size:
+            self._rows += chunk.ord.size
+            self._writing.append(self._writer.submit(self._write, chunk))
+
+    def _write(self, chunk: gathering.Chunk) -> list[Part]:
+        n = chunk.ord.size
+        sids = np.array(self._coder.sids, np.int32)
+        table = pa.table(
+            {
+                "ord": chunk.ord.astype(np.int64),
+                "sid": sids[chunk.trait],
+                "load": np.full(n, self._load, np.int64),
+                "op": chunk.op,
+                "n": np.ones(n, np.int32),
+                "first_at": pa.nulls(n, pa.timestamp("us", tz="UTC")),
+                "last_at": pa.nulls(n, pa.timestamp("us", tz="UTC")),
+                "line": chunk.line,
+            }
+        )
+        return self._tables.write_part("realizations", self.namespace, table, self._staging)
+
+    # ---- the end ---------------------------------------------------------------------------------------------
+
+    def finish(self) -> Reading:
+        """All that the file says; raises ``SuspectUsersError`` if it has to be read again."""
+        try:
+            if self._over:
+                raise SuspectUsersError(self._counts)
+            self._flush()
+            self._parts.extend(part for future in self._writing for part in future.result())
+        finally:
+            self._writer.shutdown()
+        return Reading(
+            tally=self.tally,
+            sids=self._coder.sids,
+            touched=self._touched,
+            stored=self._stored,
+            joined=self._joined,
+            left=self._left,
+            events=self._events,
+            removed_inside=self._removed_inside,
+            parts=self._parts,
+            rows=self._rows,
+            ids=self._ids,
+            mixed_types=len(self._types) > 1,
+            case_keys=list(self._case_keys),
+            case_pairs=self._case_pairs,
+        )
+
+    def close(self) -> None:
+        """Ends the writer when the reading is given up."""
+        self._writer.shutdown(cancel_futures=True)
+
+
+_NO_TRAIT = np.array(
+    [REASON_NUMBER["only_failed_validation"], REASON_NUMBER["removal_ignored"], REASON_NUMBER["no_rule_matches"]],
+    np.uint8,
+)
+
+
+def bitmap(ordinals: NDArray[np.uint32]) -> BitMap:
+    # pyroaring takes an array('I') much faster than any other buffer
+    return BitMap(array.array("I", ordinals.tobytes()))
+
+
+def class_sum(reasons: NDArray[np.int64], members: range) -> int:
+    return int(reasons[members.start : members.stop].sum())
+
+
+__all__ = ["FORMAT_ERRORS", "NO_MATCHES", "DataReader", "Reading", "SuspectUsersError", "Tally", "ordered"]

@@ -1,0 +1,75 @@
+"""What the doors call: take files, finish what was left, undo, SQL. Each takes the applier's lease as it needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+from sqlalchemy import func, select
+
+from openaudience.catalog.ledger import FileRow, RunRow
+from openaudience.errors import StoreUnavailable
+from openaudience.runs.applier import Applier
+from openaudience.runs.loads import numbers
+from openaudience.runs.receipts import Shown, jobs_of_drop, receipts_of
+from openaudience.runs.site import Lease, Site
+from openaudience.runs.undoing import Undoing
+from openaudience.store import query
+
+
+def unfinished(site: Site) -> bool:
+    """Whether a process left work behind: decided runs, waiting files, traits to be folded anew."""
+    with site.reading() as session:
+        runs = session.scalar(
+            select(func.count()).select_from(RunRow).where(RunRow.environment == site.name, RunRow.state == "decided")
+        )
+        waiting = session.scalar(
+            select(func.count())
+            .select_from(FileRow)
+            .where(FileRow.environment == site.name, FileRow.state == "waiting")
+        )
+        return bool(runs or waiting or site.catalog.refolds(session))
+
+
+def finish_unfinished(site: Site) -> None:
+    """Finishes what a process that died left behind; does nothing while another one is at work."""
+    if not unfinished(site):
+        return
+    try:
+        with Lease(site, patience=0) as lease:
+            applier = Applier(site)
+            applier.tidy()
+            applier.work(lease)
+    except StoreUnavailable:
+        # another process holds the lease and is doing just this
+        return
+
+
+def ingest(site: Site, paths: Sequence[Path], partner: str | None = None) -> list[Shown]:
+    """Takes copies of files as if dropped together; gives their receipts in the order applied (OP-13)."""
+    applier = Applier(site)
+    drop_id = applier.drop(paths, partner)
+    with Lease(site) as lease:
+        applier.tidy()
+        applier.work(lease)
+    with site.reading() as session:
+        return [
+            one
+            for one in receipts_of(session, site.name, jobs_of_drop(session, site.name, drop_id))
+            if one.cause is None
+        ]
+
+
+def flip(site: Site, job: int, file: str | None, on: bool) -> int:
+    """Undo (``on`` false) or redo of a job or one of its files; gives the number of its own job (IN-55)."""
+    with Lease(site) as lease:
+        applier = Applier(site)
+        applier.tidy()
+        applier.work(lease)
+        return Undoing(applier).flip(job, file, on, lease)
+
+
+def sql(site: Site, text: str) -> pl.DataFrame:
+    """Read-only SQL over the open tables, loads in force only (OP-21)."""
+    return query.sql(text, site.tables, numbers(site.loads()))

@@ -1,0 +1,183 @@
+"""One environment of an installation, opened: where its data lie and what is configured (design 2.2)."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from openaudience.catalog.base import transaction
+from openaudience.catalog.ledger import advance, counter, seconds
+from openaudience.errors import LeaseLost, StoreUnavailable
+from openaudience.home import Home
+from openaudience.inbound.decode import GpgHome, SizeLimits
+from openaudience.runs.loads import Load, loads_in_force
+from openaudience.runs.rulebook import Rulebook
+from openaudience.runs.world import World
+from openaudience.store.generations import Generation, Generations
+from openaudience.store.tables import Tables
+from openaudience.vocabulary import Limits
+
+FENCE = "fence"
+LAST_AT = "last_at"
+LOADS = "load"
+POSITIONS = "position"
+DROPS = "drop"
+LEASE_POLL = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """TTLs in days and ``dead_before`` instants (UTC seconds) of all traits, by sid (QL-503, QL-513)."""
+
+    ttl: dict[int, int]
+    dead_before: dict[int, int]
+
+
+class Site:
+    """One environment: its catalog, tables, index, archive and settings."""
+
+    def __init__(self, home: Home, environment: str) -> None:
+        self.home = home
+        self.environment = home.environment(environment)
+        self.name = self.environment.name
+        self.beta = self.name == "beta"
+        self.folder = self.environment.root
+        self.catalog = home.catalog(environment)
+        self.settings = home.settings
+        self.clock = home.clock
+        self.seeds = home.secret.seeds
+        self.generations = Generations(self.environment.index)
+        self.rulebook = Rulebook(self.environment.rulesets)
+
+    @cached_property
+    def tables(self) -> Tables:
+        return Tables(self.environment.tables)
+
+    def now(self) -> int:
+        """The present instant in whole UTC seconds."""
+        return seconds(self.clock())
+
+    @cached_property
+    def gpg(self) -> GpgHome:
+        return GpgHome(self.home.pgp)
+
+    def close(self) -> None:
+        """Ends helper programs; the home closes the catalog."""
+        if "gpg" in self.__dict__:
+            self.gpg.close()
+
+    @property
+    def file_limits(self) -> SizeLimits:
+        limits = self.settings.limits
+        return SizeLimits(
+            limits.compressed_bytes,
+            limits.uncompressed_bytes,
+            limits.advise_compressed_bytes,
+            limits.advise_uncompressed_bytes,
+        )
+
+    @property
+    def mapping_limits(self) -> Limits:
+        return self.catalog.limits
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """A consistent view of the catalog."""
+        with transaction(self.catalog.engine, write=False) as session:
+            yield session
+
+    @contextmanager
+    def writing(self) -> Iterator[Session]:
+        """One write transaction of the catalog."""
+        with transaction(self.catalog.engine, write=True) as session:
+            yield session
+
+    def current(self) -> tuple[Generation, World]:
+        """The published generation and its indexes."""
+        generation = self.generations.current()
+        return generation, World.of(self.generations, generation)
+
+    def loads(self) -> list[Load]:
+        """Loads in force, in the order of application."""
+        with self.reading() as session:
+            return loads_in_force(session, self.name)
+
+    def terms(self) -> Terms:
+        with self.reading() as session:
+            return Terms(
+                {trait.sid: trait.ttl for trait in self.catalog.traits(session=session)},
+                {sid: seconds(dead) for sid, dead in self.catalog.dead_before(session).items()},
+            )
+
+    def number(self, name: str, by: int = 1) -> int:
+        """Takes numbers of a counter; they are gone whatever happens."""
+        with self.writing() as session:
+            return advance(session, self.name, name, by)
+
+    def instant(self) -> int:
+        """The instant for a job that ends now: never before the one of the job before it (design 2.1)."""
+        with self.reading() as session:
+            last = counter(session, self.name, LAST_AT)
+        return max(self.now(), last)
+
+    def scratch(self, name: str) -> Path:
+        """A fresh folder for one run; whatever an earlier attempt left in it is gone."""
+        folder = self.environment.work / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return folder
+
+
+class Lease:
+    """The right to change the data of one environment: one applier at a time (design 2.5).
+
+    A lock on a file of the home tells at once when its holder died; the fence in the catalog makes sure that one
+    who lost it decides nothing any more.
+    """
+
+    def __init__(self, site: Site, patience: float | None = None) -> None:
+        self._site = site
+        self._patience = site.settings.timing.wait_seconds if patience is None else patience
+        self._handle: int | None = None
+        self._fence = 0
+
+    def __enter__(self) -> Lease:
+        path = self._site.folder / "applier.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        # a deadline on the monotonic clock: how long to wait for another process is no matter of the data's time
+        deadline = time.monotonic() + self._patience
+        while True:
+            try:
+                fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    os.close(self._handle)
+                    self._handle = None
+                    raise StoreUnavailable(
+                        f"another process has been changing the {self._site.name} data for longer than "
+                        f"{self._patience} s; wait for it to end, then try again"
+                    ) from None
+                time.sleep(LEASE_POLL)
+        self._fence = self._site.number(FENCE)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+    def check(self, session: Session) -> None:
+        """Raises ``LeaseLost`` if somebody else took the lease; called inside the deciding transaction."""
+        if counter(session, self._site.name, FENCE) != self._fence + 1:
+            raise LeaseLost("another applier has taken over this environment; nothing was changed by this one")

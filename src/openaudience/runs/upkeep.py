@@ -1,0 +1,139 @@
+"""Expiry and changed TTLs: what has to leave the index because time passed or a trait changed (QL-503, QL-513).
+
+All realizations of a load bear one instant, so a load's members of a trait expire together; whoever was realized
+again by a load that still counts stays. No expiry is ever written as a fact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+
+import numpy as np
+import polars as pl
+from pyroaring import BitMap
+
+from openaudience.profiles.folding import Held, LoadView, expiry, fold
+from openaudience.profiles.index import changes, joined_key
+from openaudience.runs.loads import Load, views
+from openaudience.runs.reading import bitmap
+from openaudience.runs.rulebook import Rulebook
+from openaudience.runs.world import Draft, World
+from openaudience.store.tables import Tables
+
+Expired = dict[int, dict[int, BitMap]]
+"""By namespace and sid, who is in the index but no longer alive."""
+
+
+def expired(world: World, loads: Iterable[Load], ttl: Mapping[int, int], as_of: int | None, now: int) -> Expired:
+    """Who left a trait by age after ``as_of`` and not after ``now``."""
+    data = [load for load in loads if load.namespace is not None]
+    terms = {days for days in ttl.values() if days}
+    gone: Expired = {}
+    for load in data:
+        if not any((as_of is None or expiry(load.at, days) > as_of) and expiry(load.at, days) <= now for days in terms):
+            continue
+        bitmaps = world.load(load.load)
+        if bitmaps is None:
+            continue
+        assert load.namespace is not None
+        for key in sorted(bitmaps.keys()):
+            sid = key // 2 - 1
+            if key < 2 or key % 2 or not ttl.get(sid):
+                continue
+            end = expiry(load.at, ttl[sid])
+            if end <= now and (as_of is None or end > as_of):
+                there = gone.setdefault(load.namespace, {}).setdefault(sid, BitMap())
+                there |= bitmaps.get(key)
+    for namespace, by_sid in gone.items():
+        index = world.traits(namespace)
+        for sid in by_sid:
+            by_sid[sid] &= index.members(sid)
+        for load in data:
+            if load.namespace != namespace:
+                continue
+            bitmaps = world.load(load.load)
+            if bitmaps is None:
+                continue
+            for sid in by_sid:
+                if by_sid[sid] and expiry(load.at, ttl[sid]) > now:
+                    by_sid[sid] -= bitmaps.get(joined_key(sid))
+    return gone
+
+
+def take_out(draft: Draft, gone: Expired) -> None:
+    """Writes expiry into the draft's index."""
+    for namespace, by_sid in gone.items():
+        draft.put_traits(namespace, changes({}, by_sid))
+
+
+class Folder:
+    """Folds facts of chosen profiles or traits from the tables."""
+
+    def __init__(
+        self,
+        tables: Tables,
+        rulebook: Rulebook,
+        loads: Collection[Load],
+        ttl: Mapping[int, int],
+        dead_before: Mapping[int, int],
+    ) -> None:
+        self._tables = tables
+        self._rulebook = rulebook
+        self._loads = loads
+        self._ttl = ttl
+        self._dead = dead_before
+
+    def views(self, namespace: int) -> list[LoadView]:
+        return views(self._loads, self._rulebook, namespace)
+
+    def held(
+        self, namespace: int, now: int, *, profiles: BitMap | None = None, sids: Collection[int] | None = None
+    ) -> Held:
+        """Alive qualifications of the given profiles and traits (all if None) at ``now``."""
+        loads = self.views(namespace)
+        ords = (profiles.min(), profiles.max()) if profiles else None
+        rows = self._tables.scan("realizations", namespace, ords=ords)
+        wiping = [load.load for load in loads if load.resets]
+        touches = self._tables.scan("touches", namespace, ords=ords, loads=wiping)
+        rows = rows.select("ord", "sid", "load", "op", "line")
+        touches = touches.select("ord", "load")
+        if profiles is not None:
+            if not profiles:
+                rows, touches = rows.limit(0), touches.limit(0)
+            elif len(profiles) <= profiles.max() - profiles.min():
+                some = pl.Series(np.frombuffer(profiles.to_array(), np.uint32).astype(np.int64))
+                rows = rows.filter(pl.col("ord").is_in(some.implode()))
+                touches = touches.filter(pl.col("ord").is_in(some.implode()))
+        ttl = self._ttl
+        if sids is not None:
+            rows = rows.filter(pl.col("sid").is_in(list(sids)))
+            ttl = {sid: days for sid, days in ttl.items() if sid in set(sids)}
+        facts, reached = rows.collect(), touches.collect()
+        return fold(facts, reached, loads, ttl, self._dead, now)
+
+
+def by_trait(held: Held) -> dict[int, BitMap]:
+    """Who holds each trait, from folded rows."""
+    members: dict[int, BitMap] = {}
+    order = np.argsort(held.sid, kind="stable")
+    sids = held.sid[order]
+    ords = held.ord[order].astype(np.uint32)
+    distinct, at = np.unique(sids, return_index=True)
+    ends = [*at[1:].tolist(), sids.size]
+    for sid, begin, end in zip(distinct.tolist(), at.tolist(), ends, strict=True):
+        members[sid] = bitmap(ords[begin:end])
+    return members
+
+
+def refold(draft: Draft, folder: Folder, sids: Collection[int], now: int) -> None:
+    """Makes the index of the given traits anew from the facts: after a TTL change or a deletion."""
+    for name in draft.namespaces("traits"):
+        namespace = int(name.removeprefix("traits/"))
+        index = draft.traits(namespace)
+        there = set(index.sids()) & set(sids)
+        if not there:
+            continue
+        now_held = by_trait(folder.held(namespace, now, sids=there))
+        joined = {sid: now_held.get(sid, BitMap()) - index.members(sid) for sid in there}
+        left = {sid: index.members(sid) - now_held.get(sid, BitMap()) for sid in there}
+        draft.put_traits(namespace, changes(joined, left))

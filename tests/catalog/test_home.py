@@ -1,0 +1,166 @@
+"""The home: creation, opening, versions; the database under it (OP-10, OP-43)."""
+
+from __future__ import annotations
+
+import json
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, text
+
+from openaudience.catalog.base import open_engine, transaction
+from openaudience.catalog.migrate import upgrade
+from openaudience.catalog.objects import seed
+from openaudience.catalog.tables import SequenceRow
+from openaudience.errors import InputError, StoreUnavailable, SystemFailure, UsageError
+from openaudience.home import Home
+from openaudience.vocabulary import GLOBAL_SOURCES, IdKind
+
+
+@pytest.mark.rule("OP-10", "IN-01")
+def test_a_new_home_has_both_environments(tmp_path: Path) -> None:
+    path = tmp_path / "home"
+    with Home.create(path, environ={}) as home:
+        seeds = home.secret.seeds
+        for name in ("production", "beta"):
+            folders = home.environment(name)
+            for folder in (folders.tables, folders.index, folders.archive, folders.work):
+                assert folder.is_dir()
+            for folder in (folders.quarantine, folders.dropoff, folders.rulesets):
+                assert folder.is_dir()
+        assert not set(home.environment("beta").root.parents) & {home.environment("production").root}
+    assert stat.S_IMODE((path / "keys" / "secret.json").stat().st_mode) == 0o600
+    assert stat.S_IMODE((path / "keys" / "pgp").stat().st_mode) == 0o700
+    with Home.open(path, environ={}) as again:
+        assert again.secret.seeds == seeds
+        assert len(again.secret.secret) == 32
+
+
+@pytest.mark.rule("IN-12", "IN-01")
+def test_global_sources_are_in_both_environments(tmp_path: Path) -> None:
+    with Home.create(tmp_path / "home", environ={}) as home:
+        for name in ("production", "beta"):
+            sources = home.catalog(name).data_sources()
+            assert sources.keys() == GLOBAL_SOURCES.keys()
+            assert {source.pid for source in sources.values()} == {0}
+            assert {source.kind for source in sources.values()} == {IdKind.DAID}
+
+
+@pytest.mark.rule("OP-10")
+def test_init_refuses_what_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "home"
+    Home.create(path, environ={}).close()
+    with pytest.raises(InputError, match="is a home already") as caught:
+        Home.create(path, environ={})
+    assert caught.value.exit_status == 1
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "letter.txt").write_text("mine")
+    with pytest.raises(InputError, match="not empty"):
+        Home.create(foreign, environ={})
+    assert [entry.name for entry in foreign.iterdir()] == ["letter.txt"]
+    with pytest.raises(InputError, match="is a file"):
+        Home.create(foreign / "letter.txt", environ={})
+
+
+def test_opening_what_is_no_home_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="init"):
+        Home.open(tmp_path / "nothing", environ={})
+
+
+def test_a_home_without_its_catalog_or_secret_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "home"
+    Home.create(path, environ={}).close()
+    (path / "catalog.db").rename(tmp_path / "kept")
+    with pytest.raises(SystemFailure, match="missing"):
+        Home.open(path, environ={})
+    (path / "catalog.db").write_bytes(b"no database, but long enough to be read as one" * 100)
+    with pytest.raises(SystemFailure, match="damaged"):
+        Home.open(path, environ={})
+    (path / "keys" / "secret.json").write_text("{}")
+    with pytest.raises(SystemFailure, match="damaged"):
+        Home.open(path, environ={})
+
+
+@pytest.mark.rule("OP-43")
+def test_a_newer_home_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "home"
+    with Home.create(path, environ={}) as home, home.engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(SystemFailure, match="newer version") as caught:
+        Home.open(path, environ={})
+    assert caught.value.exit_status == 3
+    secret = path / "keys" / "secret.json"
+    secret.write_text(json.dumps(json.loads(secret.read_text()) | {"format": 2}))
+    with pytest.raises(SystemFailure, match="newer version"):
+        Home.open(path, environ={})
+
+
+@pytest.mark.rule("OP-43")
+def test_an_empty_catalog_is_brought_up_to_date_once(catalog_url: str) -> None:
+    engine = open_engine(catalog_url)
+    try:
+        assert upgrade(engine) is True
+        assert upgrade(engine) is False
+        with transaction(engine, write=True) as session:
+            seed(session, "production")
+    finally:
+        engine.dispose()
+
+
+def test_an_unknown_environment_is_wrong_usage(tmp_path: Path) -> None:
+    with Home.create(tmp_path / "home", environ={}) as home, pytest.raises(UsageError, match="gamma"):
+        home.environment("gamma")
+
+
+def test_other_databases_are_refused() -> None:
+    with pytest.raises(InputError, match="mysql"):
+        open_engine("mysql://host/name")
+    with pytest.raises(InputError, match="no database URL"):
+        open_engine("what is this")
+
+
+def test_a_write_transaction_is_all_or_nothing(engine: Engine) -> None:
+    def fail() -> None:
+        with transaction(engine, write=True) as session:
+            session.add(SequenceRow(environment="production", name="sid", next=5))
+            session.flush()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    with transaction(engine, write=False) as session:
+        assert session.get(SequenceRow, ("production", "sid")) is None
+
+
+def test_writers_take_turns(engine: Engine) -> None:
+    with transaction(engine, write=True) as session:
+        session.add(SequenceRow(environment="production", name="sid", next=0))
+    turns = 20
+
+    def count_up() -> None:
+        for _ in range(turns):
+            with transaction(engine, write=True) as session:
+                row = session.get(SequenceRow, ("production", "sid"))
+                assert row is not None
+                row.next += 1
+
+    threads = [threading.Thread(target=count_up) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with transaction(engine, write=False) as session:
+        row = session.get(SequenceRow, ("production", "sid"))
+        assert row is not None
+        assert row.next == 3 * turns
+
+
+@pytest.mark.rule("OP-44")
+def test_a_store_that_cannot_be_reached_is_a_transient_error(tmp_path: Path) -> None:
+    engine = open_engine(f"sqlite:///{tmp_path / 'no' / 'folder' / 'catalog.db'}")
+    with pytest.raises(StoreUnavailable, match="try again"):
+        upgrade(engine)
+    engine.dispose()
