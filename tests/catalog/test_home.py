@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import stat
 import threading
 from pathlib import Path
 
 import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine, text
 
-from openaudience.catalog.base import open_engine, transaction
+from openaudience.catalog.base import Base, open_engine, transaction
 from openaudience.catalog.migrate import upgrade
 from openaudience.catalog.objects import seed
 from openaudience.catalog.tables import SequenceRow
@@ -164,3 +167,11 @@ def test_a_store_that_cannot_be_reached_is_a_transient_error(tmp_path: Path) -> 
     with pytest.raises(StoreUnavailable, match="try again"):
         upgrade(engine)
     engine.dispose()
+
+
+@pytest.mark.rule("OP-43")
+def test_the_migrations_make_the_tables_of_this_version(engine: Engine) -> None:
+    importlib.import_module("openaudience.catalog.ledger")
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": False})
+        assert compare_metadata(context, Base.metadata) == []

@@ -384,6 +384,23 @@ def test_switching_on_unique_codes_while_there_are_doubles_is_refused(desk: Desk
     assert found == ["4:78: E_DUPLICATE_CODE: uniqueTraitIntegrationCodes: two traits have the code 'x'"]
 
 
+@pytest.mark.rule("RT-209")
+def test_a_key_of_a_destination_stays_outbound(desk: Desk) -> None:
+    source = "[{dataSourceId: 10, name: CRM, outboundS2S: %s}]"
+    key = "[{destinationId: 5, name: D, destinationType: S2S, dataSourceId: 10, userIdKey: 10}]"
+    desk.apply(acme(dataSources=source % "true", destinations=key))
+    found = desk.mistakes(acme(dataSources=source % "false"))
+    assert found == ["4:62: E_IN_USE: outboundS2S: destination 5 has this data source as its key"]
+
+
+@pytest.mark.rule("RT-219")
+def test_a_data_source_in_use_is_not_deleted(desk: Desk) -> None:
+    desk.apply(trait("ttl: 30"))
+    found = desk.mistakes(acme(dataSources="[]", traits="[{sid: 901, name: Buyers}]"), prune=True)
+    assert found == ["5:14: dataSourceId: this partner has no dataSource 10; define it or correct the number"]
+    assert 10 in desk.catalog().data_sources()
+
+
 @pytest.mark.rule("QL-301", "QL-114")
 def test_unwise_names_and_keys_are_warned_of(desk: Desk) -> None:
     fields = """sid: 1, name: "a, b - c", traitType: ON_BOARDED_TRAIT, dataSourceId: 10, traitRule: 'd_mid == "1"'"""
@@ -451,11 +468,14 @@ def test_json_of_the_api_can_be_pasted(desk: Desk) -> None:
                 "name": "acme",
                 "dataSources": catalog.data_source_documents(),
                 "traits": [{**d, "permissions": ["READ"], "uniques30Day": 4} for d in catalog.trait_documents()],
+                "companyName": "Acme \U0001f600",
             }
         ]
     }
     jsonschema.validate(document, json_schema())
-    assert desk.apply(json.dumps(document, indent="\t")) == []
+    assert desk.apply(json.dumps(document, indent="\t")) == [("update", "partner", 1001, "acme")]
+    assert desk.exported()["partners"][0]["companyName"] == "Acme \U0001f600"
+    assert desk.apply(json.dumps(document, ensure_ascii=False)) == []
 
 
 @pytest.mark.rule("OP-32")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,13 +16,13 @@ NOW = datetime(2026, 3, 2, 11, 4, 9, tzinfo=UTC)
 CASES = Path(__file__).parent / "mistakes.txt"
 
 
-def cases() -> list[tuple[str, str, list[str]]]:
-    found = []
+def cases() -> Iterator[tuple[str, list[str], str, list[str]]]:
+    """Name, rules, workspace text and expected mistakes of every case."""
     for block in CASES.read_text(encoding="utf-8").split("\n=== ")[1:]:
-        name, _, rest = block.partition("\n")
+        head, _, rest = block.partition("\n")
+        name, _, rules = head.rstrip("]").partition(" [")
         text, _, expected = rest.partition("---\n")
-        found.append((name, text, expected.strip().splitlines()))
-    return found
+        yield name, rules.split(), text, expected.strip().splitlines()
 
 
 def mistakes(folder: Path, text: str) -> list[str]:
@@ -39,8 +40,9 @@ def mistakes(folder: Path, text: str) -> list[str]:
     return [str(mistake).removeprefix(f"{file}:") for mistake in ordered]
 
 
-@pytest.mark.rule("OP-31", "OP-35", "OP-36", "QL-301", "QL-303", "QL-304", "QL-305", "QL-308", "QL-309", "QL-601")
-@pytest.mark.rule("RT-203", "RT-207", "RT-213", "RT-214", "QL-005", "RT-104", "API-165")
-@pytest.mark.parametrize(("name", "text", "expected"), cases(), ids=[case[0] for case in cases()])
-def test_mistakes(tmp_path: Path, name: str, text: str, expected: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [pytest.param(text, expected, id=name, marks=pytest.mark.rule(*rules)) for name, rules, text, expected in cases()],
+)
+def test_mistakes(tmp_path: Path, text: str, expected: list[str]) -> None:
     assert mistakes(tmp_path, text) == expected

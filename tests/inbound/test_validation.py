@@ -254,3 +254,13 @@ def test_the_published_samples(tmp_path: Path) -> None:
     assert one(tmp_path, "ftp_dpm_1234_1445374061.overwrite", quoted)["verdict"] == "ready"
     synced = b"68079982765673198504052656074456196039\tXYZ3017D_2kzkTOXkFYIAgwbajoqWRcqkXl-TTrj6E4njaMR38\n\n"
     assert one(tmp_path, "adobe_id_0_12345_1476312152.sync", synced)["verdict"] == "ready"
+
+
+@pytest.mark.rule("IN-23", "IN-85")
+def test_faults_before_the_damage_are_told(tmp_path: Path) -> None:
+    text = b"broken\n" + b"a long user id that fills the blocks\t1\n" * 500_000
+    cut = gzip.compress(text, 1)[:-8]
+    document = one(tmp_path, "ftp_dpm_4107_1772445600.sync.gz", cut)
+    assert len(text) > 2**24
+    assert document["verdict"] == "not_accepted"
+    assert places(document) == [(1, 7, "missing_tab"), (None, None, "corrupt_gzip")]

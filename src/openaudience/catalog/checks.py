@@ -144,6 +144,14 @@ def _data_source(plan: Planner, given: Given) -> None:
             "marketingCloudVisitorIdVersion: must be 0 together with useAudienceManagerVisitorID: true",
         )
 
+    if given.old is not None and given.old.document.get("outboundS2S") and not document.get("outboundS2S"):
+        for destination in plan.new.entries["destination"].values():
+            if destination.document.get("userIdKey") == given.entry.number:
+                plan.report(
+                    given.at("outboundS2S"),
+                    f"E_IN_USE: outboundS2S: destination {destination.number} has this data source as its key",
+                )
+
 
 def _trait(plan: Planner, given: Given, warnings: list[Mistake]) -> None:
     document = given.entry.document

@@ -22,6 +22,7 @@ _FLOAT = re.compile(r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+)(?:[eE][-+]?[0-9]+)
 _BOOLS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 _DEEPEST = 100
+_PAIR = re.compile(r"(?<!\\)((?:\\\\)*)\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})")
 
 
 @dataclass(slots=True)
@@ -90,10 +91,7 @@ class _Reader:
         raw = str(source.value)
         node.text = raw
         node.style = source.style or ""
-        try:
-            # JSON writes characters beyond U+FFFF as two escapes; the parser leaves them apart.
-            raw = raw.encode("utf-16", "surrogatepass").decode("utf-16")
-        except UnicodeDecodeError:
+        if any("\ud800" <= char <= "\udfff" for char in raw):
             self.mistakes.append(node.mistake("half of a surrogate pair stands alone; write the character itself"))
             raw = ""
         node.value = raw
@@ -125,7 +123,7 @@ def parse(text: str, file: str) -> Node:
     json = text.lstrip()[:1] == "{"
     if json:
         # JSON may be indented with tabs, YAML not; inside JSON text a bare tab is not allowed anyway.
-        text = text.replace("\t", " ")
+        text = _PAIR.sub(_character, text.replace("\t", " "))
     try:
         source = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
@@ -138,7 +136,7 @@ def parse(text: str, file: str) -> Node:
         raise WorkspaceError(
             [Mistake(file, line, column, "a character that YAML does not allow; remove or escape it")]
         ) from None
-    except (yaml.YAMLError, RecursionError):
+    except (yaml.YAMLError, RecursionError, UnicodeError):
         raise WorkspaceError([Mistake(file, 1, 1, "not readable as YAML or JSON; check the nesting")]) from None
     if source is None:
         raise WorkspaceError([Mistake(file, 1, 1, "the file is empty; it must hold the key 'partners'")])
@@ -146,6 +144,12 @@ def parse(text: str, file: str) -> Node:
     if mistakes:
         raise WorkspaceError(mistakes)
     return root
+
+
+def _character(match: re.Match[str]) -> str:
+    """The character beyond U+FFFF that JSON writes as two escapes; libyaml refuses the halves."""
+    high, low = int(match[2], 16), int(match[3], 16)
+    return match[1] + chr(0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00))
 
 
 def _problem(error: yaml.MarkedYAMLError) -> str:

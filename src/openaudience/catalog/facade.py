@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -49,11 +49,11 @@ class Catalog:
         with transaction(self.engine, write=write) as session:
             yield session
 
-    def reading(self) -> Any:
+    def reading(self) -> AbstractContextManager[Session]:
         """Context manager: a session in a read transaction, one snapshot throughout."""
         return self.session(write=False)
 
-    def writing(self) -> Any:
+    def writing(self) -> AbstractContextManager[Session]:
         """Context manager: a session in a write transaction, committed at the end of the block."""
         return self.session(write=True)
 
@@ -88,14 +88,25 @@ class Catalog:
 
     def traits(self, dpid: int | None = None, session: Session | None = None) -> list[Trait]:
         """All traits by sid, or those of one data source."""
-        query = select(TraitRow).where(TraitRow.environment == self.environment).order_by(TraitRow.number)
+        # the columns, not the objects: their documents are large and not needed here
+        query = (
+            select(
+                TraitRow.number,
+                TraitRow.pid,
+                TraitRow.dpid,
+                TraitRow.name,
+                TraitRow.type,
+                TraitRow.rule,
+                TraitRow.ttl,
+                TraitRow.active,
+            )
+            .where(TraitRow.environment == self.environment)
+            .order_by(TraitRow.number)
+        )
         if dpid is not None:
             query = query.where(TraitRow.dpid == dpid)
         with self._within(session) as within:
-            return [
-                Trait(row.number, row.pid, row.dpid, row.name, row.type, row.rule, row.ttl, row.active)
-                for row in within.scalars(query)
-            ]
+            return [Trait(*row) for row in within.execute(query)]
 
     def dead_before(self, session: Session | None = None) -> dict[int, datetime]:
         """Traits with an instant at or before which nothing last realized is alive any more (QL-513)."""

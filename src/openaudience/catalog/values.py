@@ -56,7 +56,7 @@ def convert(name: str, field: Field, node: Node, report: Report) -> Any:
         case "date":
             value = _date(name, node, report)
         case _:
-            value = _plain(node)
+            value = _scalar(name, node, report)
     return value if value is BAD else _special(name, value, node, report)
 
 
@@ -170,11 +170,10 @@ def _date(name: str, node: Node, report: Report) -> Any:
     return found.isoformat()
 
 
-def _plain(node: Node) -> Any:
-    if isinstance(node.value, dict):
-        return {key: _plain(value) for key, value in node.value.items()}
-    if isinstance(node.value, list):
-        return [_plain(value) for value in node.value]
+def _scalar(name: str, node: Node, report: Report) -> Any:
+    if isinstance(node.value, dict | list):
+        report(node, f"{name}: must be a single value")
+        return BAD
     return node.value
 
 

@@ -265,7 +265,7 @@ def _exported(kind: Kind, entry: Entry) -> dict[str, Any]:
 
 
 def load_view(path: Path, now: datetime, limits: LimitsSection | None = None) -> View:
-    """The sources, traits, partners and segments of a workspace file, the global sources included; secrets are not looked for.
+    """What a workspace file defines, and the global sources; secrets are not looked for.
 
     Raises WorkspaceError with every mistake.
     """

@@ -60,12 +60,8 @@ def validate(options: Options, files: Sequence[Path], against: Path | None) -> i
     from openaudience.cli import validate as checking
     from openaudience.cli import workspace
     from openaudience.inbound.decode import GpgHome
-    from openaudience.inbound.validation import WorkspaceView
 
-    view = None
-    if against is not None:
-        sources, traits_there = workspace.load_view(against)
-        view = WorkspaceView(sources=sources, traits=tuple(traits_there))
+    view = None if against is None else workspace.load_view(against)
     keys = options.home / "keys" / "pgp"
     if not keys.is_dir():
         return checking.validate(files, view, options.as_json)
@@ -262,9 +258,15 @@ def sql(options: Options, query: str) -> int:
 
 def check(options: Options, repair: bool) -> int:
     from openaudience.runs.checking import check as check_site
+    from openaudience.runs.site import Site
 
-    with opened_site(options) as site:
-        report = check_site(site, repair=repair)
+    # unfinished work is finished by the check itself: with a lost index nothing else could go on before the repair
+    with opened_home(options) as home:
+        site = Site(home, options.chosen)
+        try:
+            report = check_site(site, repair=repair)
+        finally:
+            site.close()
     if options.as_json:
         show(report.document())
     else:

@@ -8,8 +8,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from codecs import getincrementaldecoder
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from openaudience.errors import FileRejected
 from openaudience.inbound.decode import Block
 from openaudience.inbound.records import Line, parse_line, split_lines
 from openaudience.vocabulary import INVALID_AAM_IDS, REASON_NUMBER, Layout
@@ -43,6 +46,27 @@ class Found:
 
 
 Scanner = Callable[[Block], Found]
+
+
+def scanned(scan: Scanner, blocks: Iterable[Block], ahead: int = 2) -> Iterator[Found]:
+    """Scans blocks in ``ahead`` threads while the next are read and the last are judged; keeps their order.
+
+    What reading raises comes after the results of all blocks before it.
+    """
+    problem: FileRejected | None = None
+    waiting: deque[Future[Found]] = deque()
+    with ThreadPoolExecutor(ahead) as pool:
+        try:
+            for block in blocks:
+                waiting.append(pool.submit(scan, block))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+        except FileRejected as error:
+            problem = error
+        while waiting:
+            yield waiting.popleft().result()
+    if problem is not None:
+        raise problem
 
 
 def compiled_scanner(layout: Layout, code_of: Callable[[bytes], int]) -> Scanner:

@@ -183,18 +183,23 @@ def qualify(
 
 
 @njit(nogil=True, cache=True)
-def _emit(order: Any, profile: Any, line: Any, source: Any, pair_at: Any, pairs: Any, m: int) -> Any:
-    size = 16
-    for i in range(order.size):
-        size += pair_at[source[order[i]] + 1] - pair_at[source[order[i]]]
-    out_ord = np.empty(2 * size, np.uint32)
-    out_trait = np.empty(2 * size, np.uint32)
-    out_op = np.empty(2 * size, np.int8)
-    out_line = np.empty(2 * size, np.int64)
-    first_ord = np.empty(size, np.uint32)
-    first_trait = np.empty(size, np.uint32)
-    end_trait = np.empty(size, np.uint32)
-    end_ord = np.empty(size, np.uint32)
+def _emit(
+    order: Any,
+    profile: Any,
+    line: Any,
+    source: Any,
+    pair_at: Any,
+    pairs: Any,
+    m: int,
+    out_ord: Any,
+    out_trait: Any,
+    out_op: Any,
+    out_line: Any,
+    end_ord: Any,
+    end_trait: Any,
+) -> Any:
+    first_ord = np.empty(16, np.uint32)
+    first_trait = np.empty(16, np.uint32)
     last_line = np.zeros(m, np.int64)
     # of the present profile, by trait: 0 unseen, 1 realized, 2 removed, 3 realized after a removal
     state = np.zeros(m, np.uint8)
@@ -210,6 +215,7 @@ def _emit(order: Any, profile: Any, line: Any, source: Any, pair_at: Any, pairs:
         while i < order.size and profile[order[i]] == who:
             record = order[i]
             row = source[record]
+            at = line[record]
             for k in range(pair_at[row], pair_at[row + 1]):
                 trait = pairs[k]
                 if trait & np.uint32(1 << 31):
@@ -217,6 +223,13 @@ def _emit(order: Any, profile: Any, line: Any, source: Any, pair_at: Any, pairs:
                     if state[trait] == 0:
                         touched[seen] = trait
                         seen += 1
+                        if firsts == first_ord.size:
+                            larger = np.empty(4 * firsts, np.uint32)
+                            larger[:firsts] = first_ord
+                            first_ord = larger
+                            larger = np.empty(4 * firsts, np.uint32)
+                            larger[:firsts] = first_trait
+                            first_trait = larger
                         first_ord[firsts] = who
                         first_trait[firsts] = trait
                         firsts += 1
@@ -230,7 +243,7 @@ def _emit(order: Any, profile: Any, line: Any, source: Any, pair_at: Any, pairs:
                         state[trait] = 1
                     elif state[trait] == 2:
                         state[trait] = 3
-                last_line[trait] = line[record]
+                last_line[trait] = at
             i += 1
         for k in range(seen):
             trait = touched[k]
@@ -251,17 +264,7 @@ def _emit(order: Any, profile: Any, line: Any, source: Any, pair_at: Any, pairs:
             end_ord[ends] = who
             end_trait[ends] = trait * 2 + np.uint32(1 if s == 2 else 0)
             ends += 1
-    return (
-        out_ord[:rows].copy(),
-        out_trait[:rows].copy(),
-        out_op[:rows].copy(),
-        out_line[:rows].copy(),
-        first_ord[:firsts].copy(),
-        first_trait[:firsts].copy(),
-        end_ord[:ends].copy(),
-        end_trait[:ends].copy(),
-        removed,
-    )
+    return rows, ends, removed, first_ord[:firsts], first_trait[:firsts]
 
 
 @njit(nogil=True, cache=True)
@@ -289,7 +292,7 @@ class Chunk:
     ``ended_*``: by 2 x trait + (1 if the chunk leaves it removed), the profiles, ascending.
     """
 
-    ord: NDArray[np.uint32]
+    ord: NDArray[np.int64]
     trait: NDArray[np.uint32]
     op: NDArray[np.int8]
     line: NDArray[np.int64]
@@ -300,6 +303,58 @@ class Chunk:
     removed: int
 
 
+class Gatherer:
+    """Gathers chunk after chunk in the same memory: fresh pages cost more than the work done in them.
+
+    A chunk's arrays are valid until the next call of ``gather``.
+    """
+
+    def __init__(self) -> None:
+        self._room = 0
+        self._buffers: tuple[NDArray[Any], ...] = ()
+
+    def _scratch(self, pairs: int, removals: bool) -> tuple[NDArray[Any], ...]:
+        # a pair gives two rows only where a realization follows a removal
+        need = (2 if removals else 1) * pairs + 16
+        if need > self._room:
+            self._room = need + need // 4
+            self._buffers = (
+                np.empty(self._room, np.int64),
+                np.empty(self._room, np.uint32),
+                np.empty(self._room, np.int8),
+                np.empty(self._room, np.int64),
+                np.empty(self._room, np.uint32),
+                np.empty(self._room, np.uint32),
+            )
+        return self._buffers
+
+    def gather(
+        self,
+        profile: NDArray[np.uint32],
+        line: NDArray[np.int64],
+        source: NDArray[np.int64],
+        pair_at: NDArray[np.int64],
+        pairs: NDArray[np.uint32],
+        traits: int,
+    ) -> Chunk:
+        """Facts of records in file order.
+
+        Record i applies ``pairs[pair_at[source[i]]:pair_at[source[i]+1]]`` of line ``line[i]`` to ``profile[i]``.
+        """
+        order = np.argsort(profile, kind="stable")
+        m = max(traits, 1)
+        size = int((pair_at[source + 1] - pair_at[source]).sum())
+        ords, trait, op, at_line, end_ord, end_trait = self._scratch(size, bool((pairs >= REMOVAL).any()))
+        rows, ends, removed, first_ord, first_trait = _emit(
+            order, profile, line, source, pair_at, pairs, m, ords, trait, op, at_line, end_ord, end_trait
+        )
+        first_at, first = scatter(first_trait, first_ord, m)
+        ended_at, ended = scatter(end_trait[:ends], end_ord[:ends], 2 * m)
+        return Chunk(
+            ords[:rows], trait[:rows], op[:rows], at_line[:rows], first_at, first, ended_at, ended, int(removed)
+        )
+
+
 def gather(
     profile: NDArray[np.uint32],
     line: NDArray[np.int64],
@@ -308,14 +363,5 @@ def gather(
     pairs: NDArray[np.uint32],
     traits: int,
 ) -> Chunk:
-    """Facts of records in file order.
-
-    Record i applies ``pairs[pair_at[source[i]]:pair_at[source[i]+1]]`` of line ``line[i]`` to ``profile[i]``.
-    """
-    order = np.argsort(profile, kind="stable")
-    ords, trait, op, at_line, first_ord, first_trait, end_ord, end_trait, removed = _emit(
-        order, profile, line, source, pair_at, pairs, max(traits, 1)
-    )
-    first_at, first = scatter(first_trait, first_ord, max(traits, 1))
-    ended_at, ended = scatter(end_trait, end_ord, 2 * max(traits, 1))
-    return Chunk(ords, trait, op, at_line, first_at, first, ended_at, ended, int(removed))
+    """``Gatherer.gather`` of a single chunk."""
+    return Gatherer().gather(profile, line, source, pair_at, pairs, traits)

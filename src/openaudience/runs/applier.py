@@ -107,8 +107,8 @@ class Applier:
     def drop(self, paths: Sequence[Path], partner: str | None = None) -> int:
         """Takes durable copies of files as if they had been dropped together (OP-13); gives the drop's number."""
         site = self.site
-        configuration = Configuration.of(site)
-        if partner is not None and partner not in configuration.by_name:
+        configuration = Configuration.of(site) if partner is not None else None
+        if partner is not None and configuration is not None and partner not in configuration.by_name:
             raise InputError(
                 f"there is no partner {partner!r} in {site.name}; known are: "
                 f"{', '.join(sorted(configuration.by_name)) or 'none yet, apply a workspace file first'}"
@@ -126,7 +126,7 @@ class Applier:
                     drop_id=drop_id,
                     name=path.name,
                     partner=partner,
-                    pid=configuration.by_name[partner].pid if partner is not None else None,
+                    pid=None if configuration is None or partner is None else configuration.by_name[partner].pid,
                     digest=digest,
                     size=size,
                     waiting_path=str(target.relative_to(site.folder)),
@@ -747,11 +747,12 @@ class Applier:
             return
         there = set(
             site.tables.scan("loads", loads=[int(str(row["load"])) for row in rows])
-            .select("load", "event", "since")
+            .select("load", "event", "since", "job")
             .collect()
             .rows()
         )
-        new = [row for row in rows if (row["load"], row["event"], utc(int(str(row["since"])))) not in there]
+        # the job tells an undo from another one in the same second
+        new = [row for row in rows if (row["load"], row["event"], utc(int(str(row["since"]))), row["job"]) not in there]
         if not new:
             return
         table = pa.table(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,18 +84,21 @@ def _suspect_rows(counts: Any, k1: Any, reason: Any, first_free: int, most: int)
     return out[:n]
 
 
-def ordered(scan: Callable[[Block], Any], blocks: Iterable[Block], threads: int = THREADS) -> Iterator[Any]:
-    """Scans blocks in threads; gives the results in file order."""
-    with ThreadPoolExecutor(threads) as pool:
+def ordered(scan: Callable[[Block], Any], blocks: Iterator[Block], threads: int = THREADS) -> Iterator[Any]:
+    """Scans blocks in threads while the next one is decoded beside them; gives the results in file order."""
+    with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as decoder:
         waiting: deque[Future[Any]] = deque()
+        following = decoder.submit(next, blocks, None)
         try:
-            for block in blocks:
+            while (block := following.result()) is not None:
+                following = decoder.submit(next, blocks, None)
                 waiting.append(pool.submit(scan, block))
-                if len(waiting) > threads + 1:
+                if len(waiting) > threads:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         finally:
+            following.cancel()
             for future in waiting:
                 future.cancel()
 
@@ -212,6 +215,7 @@ class DataReader:
         self._leaf_mark = 0
         # Parquet is written beside the reading: one writer keeps the parts in order
         self._writer = ThreadPoolExecutor(1)
+        self._gatherers = (gathering.Gatherer(), gathering.Gatherer())
         self._writing: list[Future[list[Part]]] = []
 
     # ---- one block ------------------------------------------------------------------------------------------
@@ -234,6 +238,9 @@ class DataReader:
         tally.unused += unused
         tally.failed += failed
         tally.users_failed += users
+        if rows.id_dpid is not None:
+            # a line of the other type counts, whether its ID is good or not (IN-35)
+            self._types.update(np.unique(rows.id_dpid[rows.id_dpid > 0]).tolist())
         if self._beta:
             reason[reason == 0] = REASON_NUMBER["beta"]
         else:
@@ -266,7 +273,6 @@ class DataReader:
             assert rows.id_dpid is not None
             types = rows.id_dpid[good]
             distinct = np.unique(types)
-            self._types.update(distinct.tolist())
             # both kinds in one block are taken apart only for the look-up: profiles stay in line order
             profile = np.zeros(good.size, np.int64)
             for dpid in distinct.tolist():
@@ -378,7 +384,7 @@ class DataReader:
         if not matched.size:
             return
         who = profile.astype(np.uint32)
-        self._touched |= bitmap(np.unique(who))
+        self._touched |= bitmap(np.sort(who))
         coder = self._coder
         table = coder.codes()
         if coder.compound:
@@ -421,7 +427,7 @@ class DataReader:
         if not stored.any():
             return
         who, source = who[stored], source[stored]
-        self._stored |= bitmap(np.unique(who))
+        self._stored |= bitmap(np.sort(who))
         self._held.append((who, rows.line[matched[source]], source, pair_at, pairs))
         self._held_pairs += int((pair_at[source + 1] - pair_at[source]).sum())
         if self._held_pairs >= CHUNK_PAIRS:
@@ -442,7 +448,11 @@ class DataReader:
             shift += held[3].size - 1
             total += held[4].size
         self._held, self._held_pairs = [], 0
-        chunk = gathering.gather(
+        # two sets of memory: one is being written to Parquet while the other is filled
+        if len(self._writing) >= 2:
+            self._writing[-2].result()
+        gatherer = self._gatherers[len(self._writing) % 2]
+        chunk = gatherer.gather(
             profile, line, np.concatenate(sources), np.concatenate(at), np.concatenate(pairs), len(self._coder.sids)
         )
         self._removed_inside += chunk.removed
@@ -483,7 +493,7 @@ class DataReader:
         sids = np.array(self._coder.sids, np.int32)
         table = pa.table(
             {
-                "ord": chunk.ord.astype(np.int64),
+                "ord": chunk.ord,
                 "sid": sids[chunk.trait],
                 "load": np.full(n, self._load, np.int64),
                 "op": chunk.op,

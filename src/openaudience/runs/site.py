@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from openaudience.catalog.base import transaction
-from openaudience.catalog.ledger import advance, counter, seconds
-from openaudience.errors import LeaseLost, StoreUnavailable
+from openaudience.catalog.ledger import RunRow, advance, counter, seconds
+from openaudience.errors import LeaseLost, StoreUnavailable, SystemFailure
 from openaudience.home import Home
 from openaudience.inbound.decode import GpgHome, SizeLimits
 from openaudience.runs.loads import Load, loads_in_force
@@ -102,8 +103,22 @@ class Site:
             yield session
 
     def current(self) -> tuple[Generation, World]:
-        """The published generation and its indexes."""
+        """The published generation and its indexes.
+
+        Raises ``SystemFailure`` when the index is missing or older than what was published: working on it would
+        number IDs anew.
+        """
+        # asked first: whatever is done by now is published when the generation is read
+        with self.reading() as session:
+            done = session.scalar(
+                select(func.max(RunRow.generation)).where(RunRow.environment == self.name, RunRow.state == "done")
+            )
         generation = self.generations.current()
+        if generation.number < (done or 0):
+            raise SystemFailure(
+                f"{self.generations.folder} is missing or older than the data: generation {generation.number} instead "
+                f"of {done}. Run `openaudience check --repair`, which makes the index anew."
+            )
         return generation, World.of(self.generations, generation)
 
     def loads(self) -> list[Load]:

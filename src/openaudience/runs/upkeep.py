@@ -115,6 +115,8 @@ class Folder:
 def by_trait(held: Held) -> dict[int, BitMap]:
     """Who holds each trait, from folded rows."""
     members: dict[int, BitMap] = {}
+    if not held.sid.size:
+        return members
     order = np.argsort(held.sid, kind="stable")
     sids = held.sid[order]
     ords = held.ord[order].astype(np.uint32)
