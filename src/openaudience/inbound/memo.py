@@ -174,6 +174,11 @@ class Memo:
         entries = np.empty(len(tokens), np.uint64)
         with self._lock:
             for i, token in enumerate(tokens):
+                entry = look_up(self.table, hashes[i])
+                if entry:
+                    # another thread met it in the meantime
+                    entries[i] = entry
+                    continue
                 code = self._code_of(token)
                 if not 0 < code < 1 << 31:
                     raise ValueError(f"code_of gave {code} for the token {token[:80]!r}; codes go from 1 to 2147483647")

@@ -19,6 +19,8 @@ UNUSED = 1
 FAILED = 2
 """Code flag: the signal names a trait that failed validation (IN-47)."""
 
+PARTITION_BITS = 8
+
 REMOVAL = np.uint32(1 << 31)
 """Set on a trait number that a record removes."""
 
@@ -183,12 +185,51 @@ def qualify(
 
 
 @njit(nogil=True, cache=True)
+def _partition(profile: Any, line: Any, source: Any, pair_at: Any, pairs: Any, shift: int) -> Any:
+    """Records and their pairs, those of near profiles together: what follows then stays within the caches."""
+    buckets = 1
+    for i in range(profile.size):
+        b = (profile[i] >> np.uint32(shift)) + 1
+        if b > buckets:
+            buckets = b
+    at = np.zeros(buckets + 1, np.int64)
+    pair_place = np.zeros(buckets + 1, np.int64)
+    for i in range(profile.size):
+        b = profile[i] >> np.uint32(shift)
+        at[b + 1] += 1
+        pair_place[b + 1] += pair_at[source[i] + 1] - pair_at[source[i]]
+    for b in range(buckets):
+        at[b + 1] += at[b]
+        pair_place[b + 1] += pair_place[b]
+    out_profile = np.empty(profile.size, np.uint32)
+    out_line = np.empty(profile.size, np.int64)
+    out_at = np.empty(profile.size, np.int64)
+    out_end = np.empty(profile.size, np.int64)
+    out_pairs = np.empty(pair_place[buckets], np.uint32)
+    for i in range(profile.size):
+        b = profile[i] >> np.uint32(shift)
+        place = at[b]
+        at[b] += 1
+        start = pair_place[b]
+        first = pair_at[source[i]]
+        count = pair_at[source[i] + 1] - first
+        out_profile[place] = profile[i]
+        out_line[place] = line[i]
+        out_at[place] = start
+        out_end[place] = start + count
+        for k in range(count):
+            out_pairs[start + k] = pairs[first + k]
+        pair_place[b] = start + count
+    return out_profile, out_line, out_at, out_end, out_pairs
+
+
+@njit(nogil=True, cache=True)
 def _emit(
     order: Any,
     profile: Any,
     line: Any,
-    source: Any,
-    pair_at: Any,
+    begin: Any,
+    stop: Any,
     pairs: Any,
     m: int,
     out_ord: Any,
@@ -214,9 +255,8 @@ def _emit(
         seen = 0
         while i < order.size and profile[order[i]] == who:
             record = order[i]
-            row = source[record]
             at = line[record]
-            for k in range(pair_at[row], pair_at[row + 1]):
+            for k in range(begin[record], stop[record]):
                 trait = pairs[k]
                 if trait & np.uint32(1 << 31):
                     trait = trait ^ np.uint32(1 << 31)
@@ -341,12 +381,14 @@ class Gatherer:
 
         Record i applies ``pairs[pair_at[source[i]]:pair_at[source[i]+1]]`` of line ``line[i]`` to ``profile[i]``.
         """
-        order = np.argsort(profile, kind="stable")
         m = max(traits, 1)
-        size = int((pair_at[source + 1] - pair_at[source]).sum())
+        shift = max(int(profile.max()).bit_length() - PARTITION_BITS, 0)
+        profile, line, begin, stop, pairs = _partition(profile, line, source, pair_at, pairs, shift)
+        order = np.argsort(profile, kind="stable")
+        size = pairs.size
         ords, trait, op, at_line, end_ord, end_trait = self._scratch(size, bool((pairs >= REMOVAL).any()))
         rows, ends, removed, first_ord, first_trait = _emit(
-            order, profile, line, source, pair_at, pairs, m, ords, trait, op, at_line, end_ord, end_trait
+            order, profile, line, begin, stop, pairs, m, ords, trait, op, at_line, end_ord, end_trait
         )
         first_at, first = scatter(first_trait, first_ord, m)
         ended_at, ended = scatter(end_trait[:ends], end_ord[:ends], 2 * m)

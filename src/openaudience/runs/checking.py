@@ -93,7 +93,7 @@ class Report:
             lines.append(f"{self.environment}: everything that differed was repaired")
         else:
             lines.append(
-                f"{self.environment}: something is wrong; `openaudience check --repair` makes the index anew, "
+                f"{self.environment}: something is wrong; `openaudience check` makes the index anew, "
                 "damaged facts and receipts need a backup"
             )
         return lines
@@ -278,17 +278,34 @@ class _Check:
         }
         there = {file.dpid for file in self.site.tables.files("ids") if file.dpid is not None}
         there |= {int(name.removeprefix("ids/")) for name in {*self.draft.namespaces("ids"), *self.draft.counters}}
-        for dpid in sorted(there):
+        used = self._used(ever)
+        for dpid in sorted(there | used.keys()):
             self._count("ID namespaces")
             facts = _Texts(self.site, dpid, ever)
             self._count("IDs", facts.count)
-            wrong = facts.wrong()
+            wrong = facts.wrong(used.get(dpid, -1))
             if wrong is not None:
                 self._differs(f"table ids, {dpid}", wrong, None)
                 continue
             fault = self._ids_fault(facts, dpid in cookies)
             if fault is not None:
                 self._differs(ids_name(dpid), fault, partial(self._make_ids, facts, dpid in cookies))
+
+    def _used(self, loads: Sequence[int]) -> dict[int, int]:
+        """The greatest number of each namespace that other tables name."""
+        used: dict[int, int] = {}
+        for table, namespace, ordinal in (
+            ("links", "dpid", "ord"),
+            ("links", "to_dpid", "to_ord"),
+            ("realizations", "dpid", "ord"),
+            ("touches", "dpid", "ord"),
+        ):
+            greatest = (
+                self.site.tables.scan(table, loads=loads).group_by(namespace).agg(pl.col(ordinal).max()).collect()
+            )
+            for dpid, most in greatest.iter_rows():
+                used[dpid] = max(most, used.get(dpid, -1))
+        return used
 
     def _ids_fault(self, facts: _Texts, folded: bool) -> str | None:
         """What is wrong with the index of a namespace, None if nothing is."""
@@ -545,10 +562,8 @@ class _Check:
         facts = self.site.tables.scan("loads").sort("load", "since", "job").collect()
         there = {row["load"]: row for row in facts.iter_rows(named=True)}
         with self.site.reading() as session:
-            files = session.execute(
-                select(FileRow.file, FileRow.job).where(FileRow.environment == self.site.name)
-            ).tuples()
-            jobs = {file: job for file, job in files}  # noqa: C416 (dict() takes the result for a mapping)
+            query = select(FileRow.file, FileRow.job).where(FileRow.environment == self.site.name)
+            jobs = {file: job for file, job in session.execute(query)}  # noqa: C416 (dict() sees a mapping in it)
             newest = session.scalar(select(func.max(JobRow.job)).where(JobRow.environment == self.site.name))
         for row in rows:
             self._count("rows of loads")
@@ -655,7 +670,10 @@ class _Texts:
         self._rows, top, self._different = frame.collect().row(0)
         self.count = int(top or 0)
 
-    def wrong(self) -> str | None:
+    def wrong(self, used: int) -> str | None:
+        """What is wrong with the rows themselves; ``used``: the greatest number that other tables name."""
+        if used >= self.count:
+            return f"other tables name the number {used}, but only {self.count} IDs are there"
         if self._rows == self.count == self._different:
             return None
         return f"{self._rows} rows, {self._different} numbers of them, for the {self.count} numbers given"

@@ -117,7 +117,7 @@ class Site:
         if generation.number < (done or 0):
             raise SystemFailure(
                 f"{self.generations.folder} is missing or older than the data: generation {generation.number} instead "
-                f"of {done}. Run `openaudience check --repair`, which makes the index anew."
+                f"of {done}. Run `openaudience check`, which makes the index anew."
             )
         return generation, World.of(self.generations, generation)
 

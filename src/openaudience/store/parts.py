@@ -143,7 +143,7 @@ class PartWriter:
     def _opened(self) -> pq.ParquetWriter:
         # Sorted ordinals pack best as differences; texts of IDs and line numbers hardly ever repeat.
         plain = {self._sorted_by, "id", "line", "k1", "k2"}
-        packed = {self._sorted_by: "DELTA_BINARY_PACKED"} if self._sorted_by == "ord" else {}
+        packed = {name: "DELTA_BINARY_PACKED" for name in ("ord", "line") if name in self._schema.names}
         return pq.ParquetWriter(
             self._path,
             self._schema,
@@ -151,7 +151,8 @@ class PartWriter:
             compression_level=1,
             use_dictionary=[name for name in self._schema.names if name not in plain],
             column_encoding=packed or None,
-            write_statistics=[name for name in self._schema.names if name != "id"],
+            # those that readers look for; the others cost more than they save
+            write_statistics=[name for name in ("ord", "load", "sid", self._sorted_by) if name in self._schema.names],
             store_schema=False,
         )
 
