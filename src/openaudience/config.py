@@ -33,7 +33,7 @@ class CatalogSection(msgspec.Struct, frozen=True):
 
 
 class LimitsSection(msgspec.Struct, frozen=True):
-    """Limits of mappings (RT-306), files in bytes (IN-20), lines (IN-25, IN-26) and objects (QL-1901 … QL-1910)."""
+    """Limits of mappings (RT-306), files in bytes (IN-20) and objects (QL-1901 … QL-1910)."""
 
     devices_per_customer: Count = 100
     customers_per_device: Count = 10
@@ -43,13 +43,10 @@ class LimitsSection(msgspec.Struct, frozen=True):
     uncompressed_bytes: Count = 5 * GIB
     advise_compressed_bytes: Count = 300 * MIB
     advise_uncompressed_bytes: Count = GIB
-    line_bytes: Count = 102400
-    lines_per_user: Count = 200
     traits: Count = 100_000
     rule_based_traits: Count = 100_000
     onboarded_traits: Count = 100_000
     algorithmic_traits: Count = 50
-    qualifications_per_profile: Count = 150_000
     segments: Count = 20_000
     traits_per_segment: Count = 5_000
     trait_folders: Count = 2_000
@@ -71,7 +68,7 @@ class RetentionSection(msgspec.Struct, frozen=True):
 
 
 class ReceiptsSection(msgspec.Struct, frozen=True):
-    """Mail of receipts (UI-31, UI-34). ``from_`` is the key ``from``."""
+    """Mail of receipts (UI-31, UI-34), which this version keeps but does not send. ``from_`` is the key ``from``."""
 
     always: list[str] = msgspec.field(default_factory=list)
     from_: str = msgspec.field(default="openaudience@localhost", name="from")

@@ -46,6 +46,11 @@ def test_removals(make: Maker) -> None:
     cases.removals(make)
 
 
+@pytest.mark.rule("IN-48", "IN-80")
+def test_given_taken_given(make: Maker) -> None:
+    cases.given_taken_given(make)
+
+
 @pytest.mark.rule("IN-26")
 def test_lines_of_one_user(make: Maker) -> None:
     cases.lines_of_one_user(make)

@@ -156,6 +156,14 @@ def removals(make: Maker) -> None:
     assert held(world, U1) == held(world, U2) == held(world, U3) == set()
 
 
+def given_taken_given(make: Maker) -> None:
+    """IN-48, IN-80: a removal counts when its line is applied, also what an earlier line of the file gave."""
+    world = make(BOTH)
+    receipt = one(world, "ftp_dpm_201_1700000000.sync", b"p\t1\np\td_unsid=21\np\t1\n")
+    figures(receipt, stored_records=3, total_realized_traits=4, total_removed_traits=1)
+    assert held(world, "201:p") == {21, 22}
+
+
 def lines_of_one_user(make: Maker) -> None:
     """IN-26: format errors count towards no user, other faults do; users are compared byte for byte."""
     world = make(BOTH)
@@ -311,14 +319,16 @@ def by_absence(make: Maker) -> None:
 
 
 def cookies_of_a_device(make: Maker) -> None:
-    """RT-306: 1,000 DPUUIDs of cookie-type sources a device, whatever their sources."""
+    """RT-306: 1,000 DPUUIDs of a cookie-type source a device; like the limit of customers, counted by source."""
     world = make(EDGE)
     rows = "".join(f"{U1}\tk{n}\n" for n in range(600)).encode()
+    more = "".join(f"{U1}\tm{n}\n" for n in range(600)).encode()
     figures(one(world, "adobe_id_0_8100_1700000000.sync", rows), new_mappings=600, evicted_mappings=0)
-    figures(one(world, "adobe_id_0_8200_1700000001.sync", rows), new_mappings=600, evicted_mappings=200)
+    figures(one(world, "adobe_id_0_8200_1700000001.sync", rows), new_mappings=600, evicted_mappings=0)
+    figures(one(world, "adobe_id_0_8100_1700000002.sync", more), new_mappings=600, evicted_mappings=200)
     profile = world.profile(U1)
     assert profile is not None
-    assert len(profile["ids"]) == 1000
+    assert len(profile["ids"]) == 1600
 
 
 def gz(data: bytes) -> bytes:

@@ -574,10 +574,7 @@ class Model:
             if len(on_customer) >= (self.limits.cookies if cookie else self.limits.devices_per_customer):
                 del links[min(on_customer, key=links.__getitem__)]
                 outcome.evicted += 1
-            if cookie:
-                on_device = [p for p in links if p[1] == device and self.sources[p[0][0]].kind == "cookie"]
-            else:
-                on_device = [p for p in links if p[1] == device and p[0][0] == customer[0]]
+            on_device = [p for p in links if p[1] == device and p[0][0] == customer[0]]
             if len(on_device) >= (self.limits.cookies if cookie else self.limits.customers_per_device):
                 del links[min(on_device, key=links.__getitem__)]
                 outcome.evicted += 1

@@ -39,6 +39,7 @@ def make(workspace: Mapping[str, Any], *, beta: bool = False) -> Installation:
         cases.splits_of_one_overwrite,
         cases.overwrite_keeps_other_sources,
         cases.removals,
+        cases.given_taken_given,
         cases.lines_of_one_user,
         cases.chained,
         cases.device_ids_move,

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openaudience.errors import InputError, UsageError
+from openaudience.errors import InputError, SystemFailure, UsageError
 
 if TYPE_CHECKING:
     from openaudience.cli import Options
@@ -74,18 +74,24 @@ def validate(options: Options, files: Sequence[Path], against: Path | None) -> i
 
 def ingest(options: Options, files: Sequence[Path], partner: str | None) -> int:
     from openaudience.runs.service import ingest as ingest_files
+    from openaudience.runs.service import set_aside
 
     for path in files:
         if not path.is_file():
             raise UsageError(f"{path} is no file; name the files to be taken")
     with opened_site(options) as site:
         shown = ingest_files(site, files, partner)
+        failed = set_aside(site)
     if options.as_json:
         show([one.document() for one in shown])
     else:
         for place, one in enumerate(shown):
             print(("\n" if place else "") + f"Job {one.receipt.job}")
             print(one.text(), end="")
+    if failed:
+        raise SystemFailure(
+            "\n".join(f"{one}; it is kept, the next ingest tries it again; please report it" for one in failed)
+        )
     return 1 if any(one.receipt.status == "rejected" for one in shown) else 0
 
 

@@ -6,6 +6,7 @@ Before the decision a crash leaves nothing that any reader sees; after it every 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -19,12 +20,22 @@ from pathlib import Path
 import polars as pl
 import pyarrow as pa
 from pyroaring import BitMap
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
-from openaudience.catalog.ledger import CounterRow, FileRow, JobRow, LoadRow, ReceiptRow, RunRow, SampleRow, advance
+from openaudience.catalog.ledger import (
+    CounterRow,
+    FileRow,
+    JobRow,
+    LoadRow,
+    ReceiptRow,
+    RunRow,
+    SampleRow,
+    advance,
+    counter,
+)
 from openaudience.clock import iso
-from openaudience.errors import FileRejected, InputError
+from openaudience.errors import FileRejected, InputError, OpenAudienceError, StoreUnavailable
 from openaudience.inbound.filenames import FileName, check_name, named_sources, parse_name
 from openaudience.inbound.receipt import Counters, Receipt
 from openaudience.profiles.index import STORED, TOUCHED
@@ -46,6 +57,10 @@ from openaudience.store.parts import Part
 from openaudience.vocabulary import FileWarning, IdKind, Layout
 
 DAY = 86_400
+SET_ASIDE = "failed"
+"""State of a file on which the program failed: it stays in the drop-off until the next ``ingest`` tries again."""
+SURROUNDINGS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM)
+"""What the operating system says when not the file is at fault but the machine."""
 
 
 @dataclass(slots=True)
@@ -113,6 +128,13 @@ class Applier:
                 f"there is no partner {partner!r} in {site.name}; known are: "
                 f"{', '.join(sorted(configuration.by_name)) or 'none yet, apply a workspace file first'}"
             )
+        # a start-up of another process may not take these copies for left-overs before the ledger knows them
+        with site.dropping():
+            pid = None if configuration is None or partner is None else configuration.by_name[partner].pid
+            return self._drop(paths, partner, pid)
+
+    def _drop(self, paths: Sequence[Path], partner: str | None, pid: int | None) -> int:
+        site = self.site
         drop_id = site.number(DROPS)
         rows: list[FileRow] = []
         for place, path in enumerate(paths):
@@ -126,13 +148,14 @@ class Applier:
                     drop_id=drop_id,
                     name=path.name,
                     partner=partner,
-                    pid=None if configuration is None or partner is None else configuration.by_name[partner].pid,
+                    pid=pid,
                     digest=digest,
                     size=size,
                     waiting_path=str(target.relative_to(site.folder)),
                     dropped=site.now(),
                 )
             )
+            faults.reach("file-copied")
         faults.reach("dropped")
         with site.writing() as session:
             session.add_all(rows)
@@ -140,12 +163,65 @@ class Applier:
 
     # ---- taking ----------------------------------------------------------------------------------------------
 
-    def work(self, lease: Lease) -> None:
-        """Applies all waiting files."""
+    def work(self, lease: Lease, *, retry: bool = False) -> None:
+        """Applies all waiting files; ``retry``: also those that were set aside because the program failed on them."""
         self.upkeep(lease)
+        if retry:
+            with self.site.writing() as session:
+                lease.check(session)
+                session.execute(
+                    update(FileRow)
+                    .where(FileRow.environment == self.site.name, FileRow.state == SET_ASIDE)
+                    .values(state="waiting", outcome=None)
+                )
         while groups := self._groups():
             for group in groups:
-                self._run(group, lease)
+                self._attempt(group, lease)
+
+    def _attempt(self, group: list[Waiting], lease: Lease) -> None:
+        """Runs a group. A file on which the program itself fails is set aside: it blocks no other one for ever."""
+        try:
+            self._run(group, lease)
+        except OpenAudienceError:
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in SURROUNDINGS:
+                raise StoreUnavailable(
+                    f"{self.site.folder} could not be written: {error.strerror}. Mend that, then run the command again."
+                ) from error
+            if self._decided():
+                raise
+            if len(group) > 1:
+                # whose fault it was shows when each has a run of its own
+                waiting = self._still_waiting(group)
+                for file in group:
+                    if file.row.file in waiting:
+                        self._attempt([file], lease)
+                return
+            self._set_aside(group[0], error, lease)
+
+    def _decided(self) -> bool:
+        """Whether a run is decided and not settled yet."""
+        with self.site.reading() as session:
+            query = select(RunRow.run).where(RunRow.environment == self.site.name, RunRow.state == "decided")
+            return session.scalars(query).first() is not None
+
+    def _still_waiting(self, group: Sequence[Waiting]) -> set[int]:
+        numbers = [file.row.file for file in group]
+        with self.site.reading() as session:
+            return set(
+                session.scalars(select(FileRow.file).where(FileRow.file.in_(numbers), FileRow.state == "waiting"))
+            )
+
+    def _set_aside(self, file: Waiting, error: Exception, lease: Lease) -> None:
+        why = f"{type(error).__name__}: {error}"
+        with self.site.writing() as session:
+            lease.check(session)
+            session.execute(
+                update(FileRow)
+                .where(FileRow.file == file.row.file, FileRow.state == "waiting")
+                .values(state=SET_ASIDE, outcome=why)
+            )
 
     def _groups(self) -> list[list[Waiting]]:
         """Waiting files in the order of IN-08, those of one job together."""
@@ -264,7 +340,8 @@ class Applier:
         digest = site.rulebook.keep(ruleset)
         with site.writing() as session:
             load = advance(session, site.name, LOADS)
-            position = advance(session, site.name, POSITIONS)
+            # taken for good by the decision, so that a crash leaves no gap in the order
+            position = counter(session, site.name, POSITIONS) + len(accepted)
         warnings = [*name.warnings, *self._history_warnings(file, accepted)]
         folder = staging / str(load)
         folder.mkdir()
@@ -299,6 +376,7 @@ class Applier:
         if not site.beta:
             application.apply_ids(reading.ids, site.now())
             application.apply_made(reading.ids, site.now())
+            application.keep_traits(reading)
         kind = file.layout.columns[0].kind
         namespace = file.layout.columns[0].dpid if kind is IdKind.CROSS_DEVICE and not name.odc else DEVICES
         return Accepted(
@@ -316,8 +394,11 @@ class Applier:
 
     def own_device(self, dpid: int, ordinal: int) -> int | None:
         """The device that the platform once made for a DAID, by whatever load, withdrawn or not."""
+        with self.site.reading() as session:
+            # an attempt that was never decided numbered its IDs in vain: its rows name other people today
+            decided = list(session.scalars(select(LoadRow.load).where(LoadRow.environment == self.site.name)))
         rows = (
-            self.site.tables.scan("links", dpid, ords=(ordinal, ordinal))
+            self.site.tables.scan("links", dpid, ords=(ordinal, ordinal), loads=decided)
             .filter((pl.col("origin") == OWN_DEVICE) & (pl.col("to_dpid") == DEVICES))
             .select("to_ord", "load")
             .sort("load")
@@ -497,6 +578,7 @@ class Applier:
             session.flush()
             for one in accepted:
                 self._decide_file(session, one, job.job, at, plan)
+            advance(session, site.name, POSITIONS, len(accepted))
             plan.jobs.append(job.job)
             session.add(
                 ReceiptRow(
@@ -734,10 +816,12 @@ class Applier:
                 faults.reach("file-kept")
             for path, text in plan["reasons"].items():
                 replace_text(site.folder / path, text)
+                faults.reach("reasons-written")
             with site.writing() as session:
                 session.execute(update(RunRow).where(RunRow.run == run.run).values(state="done"))
                 session.execute(update(JobRow).where(JobRow.job.in_(plan["jobs"])).values(visible=True))
-                session.execute(update(ReceiptRow).where(ReceiptRow.visible.is_(False)).values(visible=True))
+                mine = ReceiptRow.job.in_(plan["jobs"]) | ReceiptRow.cause.in_(plan["jobs"])
+                session.execute(update(ReceiptRow).where(mine).values(visible=True))
             faults.reach("settled")
 
     def _log_loads(self, rows: list[dict[str, int | str | None]]) -> None:
@@ -779,6 +863,7 @@ class Applier:
             make_folder(target.parent)
             source.replace(target)
             sync_folder(target.parent)
+            faults.reach("file-moved")
             shutil.rmtree(source.parent, ignore_errors=True)
 
     def tidy(self) -> None:
@@ -791,11 +876,19 @@ class Applier:
             for table in site.tables.versions():
                 site.tables.sweep_unreferenced(table)
             site.generations.sweep((), site.clock())
+        with site.dropping(alone=True) as free:
+            if free:
+                self._tidy_drops()
+
+    def _tidy_drops(self) -> None:
+        site = self.site
         with site.reading() as session:
             waiting = {
                 Path(path).parent.name
                 for path in session.scalars(
-                    select(FileRow.waiting_path).where(FileRow.environment == site.name, FileRow.state == "waiting")
+                    select(FileRow.waiting_path).where(
+                        FileRow.environment == site.name, FileRow.state.in_(("waiting", SET_ASIDE))
+                    )
                 )
             }
         for folder in site.environment.dropoff.iterdir() if site.environment.dropoff.is_dir() else ():
@@ -824,10 +917,20 @@ class Applier:
                 self.decide(session, Plan(generation=draft.number), at)
             self.after_decision()
         self._forget_old_files()
+        self._forget_old_receipts()
 
     def folder(self, loads: Sequence[Load]) -> Folder:
         terms = self.site.terms()
         return Folder(self.site.tables, self.site.rulebook, loads, terms.ttl, terms.dead_before)
+
+    def _forget_old_receipts(self) -> None:
+        """Receipts and error samples live as long as the settings say (UI-37, UI-68)."""
+        site = self.site
+        oldest = site.now() - site.settings.retention.receipt_days * DAY
+        old = select(JobRow.job).where(JobRow.environment == site.name, JobRow.ended < oldest)
+        with site.writing() as session:
+            session.execute(delete(ReceiptRow).where(ReceiptRow.job.in_(old)))
+            session.execute(delete(SampleRow).where(SampleRow.environment == site.name, SampleRow.until < site.now()))
 
     def _forget_old_files(self) -> None:
         """Archived and quarantined copies live as long as the settings say (IN-06)."""

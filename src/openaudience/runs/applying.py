@@ -6,7 +6,7 @@ The fold of the facts is the oracle of everything here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from pyroaring import BitMap
 
 from openaudience.identity.mappings import LinkIndex, LinkLimits, LinkResult, link
-from openaudience.profiles.index import STORED, TOUCHED, changes
+from openaudience.profiles.index import STORED, TOUCHED, changes, joined_key
 from openaudience.runs.dictionary import Dictionaries
 from openaudience.runs.reading import Reading, bitmap
 from openaudience.runs.rulebook import Ruleset
 from openaudience.runs.syncing import Pairs, SyncReading
-from openaudience.runs.world import DEVICES, Draft
+from openaudience.runs.world import DEVICES, Draft, traits_name
 from openaudience.store.parts import Part
 from openaudience.store.tables import Tables
 from openaudience.vocabulary import GLOBAL_SOURCES, IdKind
@@ -182,52 +182,53 @@ class FileApplication:
 
     # ---- traits ----------------------------------------------------------------------------------------------
 
+    def keep_traits(self, reading: Reading) -> None:
+        """Writes the load's own bitmaps, after which the reading's need no memory any more."""
+        layer = own_layer(reading)
+        self.draft.put_load(self.load, {**layer, TOUCHED: reading.touched, STORED: reading.stored})
+        if reading.parts:
+            self.parts.setdefault("realizations", []).extend(reading.parts)
+        reading.joined, reading.left = {}, {}
+
     def apply_traits(self, reading: Reading, namespace: int, overwrite: bool, begun: BitMap, at: int) -> int:
         """Changes who holds which trait; gives the number of (profile, trait) pairs taken away (IN-80).
 
         ``begun``: profiles that earlier loads of the same overwrite batch have reset already (IN-52).
-        The index must be as of ``at``: expired qualifications are gone from it.
+        The index must be as of ``at``: expired qualifications are gone from it. After ``keep_traits``.
         """
         index = self.draft.traits(namespace)
-        sids = reading.sids
-        joined = {sids[trait]: members for trait, members in reading.joined.items() if members}
-        left = {sids[trait]: members for trait, members in reading.left.items() if members}
-        removed = 0
-        if overwrite:
-            reset = reading.touched - begun
-            for sid in sids:
-                gone = (index.members(sid) & reset) - joined.get(sid, BitMap())
-                if gone:
-                    removed += len(gone)
-                    left[sid] = gone
-        elif reading.events:
-            removed = reading.removed_inside
-            for trait in {trait for event in reading.events for trait in event.first}:
-                held = index.members(sids[trait])
-                for event in reading.events:
-                    if trait in event.first:
-                        removed += held.intersection_cardinality(event.first[trait])
-                    held = (held - event.left.get(trait, BitMap())) | event.joined.get(trait, BitMap())
-        layer = changes(joined, left)
+        removed = reading.removed_inside
+        self.write_touches(reading.touched, namespace, at)
+        if not overwrite:
+            for trait, profiles in reading.early.items():
+                removed += index.members(reading.sids[trait]).intersection_cardinality(profiles)
+            # a sync file's own bitmaps are just what it changes
+            self.draft.share_load(traits_name(namespace), self.load)
+            return removed
+        own = self.draft.load(self.load)
+        assert own is not None
+        reset = reading.touched - begun
+        layer: dict[int, BitMap] = {}
+        for sid in reading.sids:
+            new = own.get(joined_key(sid))
+            gone = (index.members(sid) & reset) - new
+            removed += len(gone)
+            layer.update(changes({sid: new}, {sid: gone}))
         self.draft.put_traits(namespace, layer)
-        self.write_traits(reading, namespace, layer, at)
         return removed
 
-    def write_traits(self, reading: Reading, namespace: int, layer: Mapping[int, BitMap], at: int) -> None:
-        """The load's own bitmaps and its facts."""
-        self.draft.put_load(self.load, {**layer, TOUCHED: reading.touched, STORED: reading.stored})
-        if reading.parts:
-            self.parts.setdefault("realizations", []).extend(reading.parts)
-        touched = np.frombuffer(reading.touched.to_array(), np.uint32).astype(np.int64)
+    def write_touches(self, touched: BitMap, namespace: int, at: int) -> None:
+        """Facts of the profiles that the file reached."""
+        ordinals = np.frombuffer(touched.to_array(), np.uint32).astype(np.int64)
         self._write(
             "touches",
             namespace,
             pa.table(
                 {
-                    "ord": touched,
-                    "load": np.full(touched.size, self.load, np.int64),
-                    "kind": np.zeros(touched.size, np.int8),
-                    "at": instants(touched.size, at),
+                    "ord": ordinals,
+                    "load": np.full(ordinals.size, self.load, np.int64),
+                    "kind": np.zeros(ordinals.size, np.int8),
+                    "at": instants(ordinals.size, at),
                 }
             ),
         )

@@ -5,20 +5,33 @@ from __future__ import annotations
 import os
 import signal
 
+PARTS = ("part", "moved", "committed")
+"""Of a commit to a table: one file in its place, all of them, the commit itself."""
+TABLES = tuple(f"{table}.{part}" for table in ("ids", "links", "realizations", "touches") for part in PARTS)
 POINTS = (
+    "file-copied",
     "dropped",
     "taken",
     "read",
     "applied",
+    *TABLES,
     "table-committed",
     "tables-committed",
+    "manifest.written",
     "manifest-written",
     "decided",
+    "publish.checked",
+    "file.written",
+    "file.renamed",
+    "publish.done",
+    *(f"loads.{part}" for part in PARTS),
     "published",
+    "file-moved",
     "file-kept",
+    "reasons-written",
     "settled",
 )
-"""In the order in which a run reaches them (design 2.5)."""
+"""In the order in which a run reaches them (design 2.5); those with a dot are inside the store's own steps."""
 
 
 def reach(point: str) -> None:

@@ -43,7 +43,7 @@ USER_LINES = 200
 """Well-formed lines used per user ID and file (IN-26)."""
 OVER_LIMIT = 255
 """Pseudo reason of a line beyond ``USER_LINES``."""
-CHUNK_PAIRS = 6_000_000
+CHUNK_PAIRS = 3_000_000
 FIRST_FREE = INVALID_AAM_IDS.start
 """Reasons from here on are not format errors."""
 THREADS = 2
@@ -131,15 +131,6 @@ class Sampler(Protocol):
 
 
 @dataclass(slots=True)
-class Event:
-    """What one chunk of a ``.sync`` file with removals did, by trait number, in file order."""
-
-    first: dict[int, BitMap]
-    joined: dict[int, BitMap]
-    left: dict[int, BitMap]
-
-
-@dataclass(slots=True)
 class Reading:
     """All that a data file says, ready to be applied."""
 
@@ -149,7 +140,8 @@ class Reading:
     stored: BitMap
     joined: dict[int, BitMap]
     left: dict[int, BitMap]
-    events: list[Event]
+    early: dict[int, BitMap]
+    """By trait, profiles from which the file removes it before it realizes it: taken away where it was held."""
     removed_inside: int
     parts: list[Part]
     rows: int
@@ -200,8 +192,7 @@ class DataReader:
         self._stored = BitMap()
         self._joined: dict[int, BitMap] = {}
         self._left: dict[int, BitMap] = {}
-        self._events: list[Event] = []
-        self._has_removals = False
+        self._early: dict[int, BitMap] = {}
         self._removed_inside = 0
         self._parts: list[Part] = []
         self._rows = 0
@@ -469,10 +460,11 @@ class DataReader:
                 left[trait] = bitmap(gone)
             if early.size:
                 first[trait] = bitmap(early)
-        if first or left or self._events:
-            if not self._events and self._joined:
-                self._events.append(Event({}, {t: b.copy() for t, b in self._joined.items()}, {}))
-            self._events.append(Event(first, {t: b.copy() for t, b in joined.items()}, left))
+        for trait, removed in first.items():
+            # what earlier chunks of this file did decides; only where they did nothing, what was there before
+            before = self._joined.get(trait, BitMap())
+            self._removed_inside += removed.intersection_cardinality(before)
+            self._early[trait] = self._early.get(trait, BitMap()) | (removed - before - self._left.get(trait, BitMap()))
         for trait, gone_from in left.items():
             self._left[trait] = self._left.get(trait, BitMap()) | gone_from
             if trait in self._joined:
@@ -523,7 +515,7 @@ class DataReader:
             stored=self._stored,
             joined=self._joined,
             left=self._left,
-            events=self._events,
+            early=self._early,
             removed_inside=self._removed_inside,
             parts=self._parts,
             rows=self._rows,

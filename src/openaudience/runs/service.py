@@ -9,8 +9,8 @@ import polars as pl
 from sqlalchemy import func, select
 
 from openaudience.catalog.ledger import FileRow, RunRow
-from openaudience.errors import StoreUnavailable
-from openaudience.runs.applier import Applier
+from openaudience.errors import OpenAudienceError
+from openaudience.runs.applier import SET_ASIDE, Applier
 from openaudience.runs.loads import numbers
 from openaudience.runs.receipts import Shown, jobs_of_drop, receipts_of
 from openaudience.runs.site import Lease, Site
@@ -41,8 +41,9 @@ def finish_unfinished(site: Site) -> None:
             applier = Applier(site)
             applier.tidy()
             applier.work(lease)
-    except StoreUnavailable:
-        # another process holds the lease and is doing just this
+    except OpenAudienceError:
+        # Another process holds the lease and is doing just this, or it cannot be done now. What can be read is read
+        # all the same, and `check` must be able to mend what stands in the way.
         return
 
 
@@ -52,13 +53,22 @@ def ingest(site: Site, paths: Sequence[Path], partner: str | None = None) -> lis
     drop_id = applier.drop(paths, partner)
     with Lease(site) as lease:
         applier.tidy()
-        applier.work(lease)
+        applier.work(lease, retry=True)
     with site.reading() as session:
         return [
             one
             for one in receipts_of(session, site.name, jobs_of_drop(session, site.name, drop_id))
             if one.cause is None
         ]
+
+
+def set_aside(site: Site) -> list[str]:
+    """Files on which the program itself failed, each with what went wrong; ``ingest`` tries them again."""
+    with site.reading() as session:
+        query = select(FileRow.name, FileRow.outcome).where(
+            FileRow.environment == site.name, FileRow.state == SET_ASIDE
+        )
+        return [f"{name} could not be applied: {why}" for name, why in session.execute(query.order_by(FileRow.file))]
 
 
 def flip(site: Site, job: int, file: str | None, on: bool) -> int:

@@ -20,9 +20,11 @@ from openaudience.catalog.ledger import RunRow, advance, counter, seconds
 from openaudience.errors import LeaseLost, StoreUnavailable, SystemFailure
 from openaudience.home import Home
 from openaudience.inbound.decode import GpgHome, SizeLimits
+from openaudience.runs import faults
 from openaudience.runs.loads import Load, loads_in_force
 from openaudience.runs.rulebook import Rulebook
 from openaudience.runs.world import World
+from openaudience.store.files import storing
 from openaudience.store.generations import Generation, Generations
 from openaudience.store.tables import Tables
 from openaudience.vocabulary import Limits
@@ -56,12 +58,12 @@ class Site:
         self.settings = home.settings
         self.clock = home.clock
         self.seeds = home.secret.seeds
-        self.generations = Generations(self.environment.index)
+        self.generations = Generations(self.environment.index, faults.reach)
         self.rulebook = Rulebook(self.environment.rulesets)
 
     @cached_property
     def tables(self) -> Tables:
-        return Tables(self.environment.tables)
+        return Tables(self.environment.tables, faults.reach)
 
     def now(self) -> int:
         """The present instant in whole UTC seconds."""
@@ -143,6 +145,31 @@ class Site:
         with self.reading() as session:
             last = counter(session, self.name, LAST_AT)
         return max(self.now(), last)
+
+    @contextmanager
+    def dropping(self, alone: bool = False) -> Iterator[bool]:
+        """Held while copies of dropped files are made; ``alone``: gives whether nobody is making any, and holds it."""
+        path = self.folder / "dropoff.lock"
+        with storing(path):
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+        finally:
+            os.close(handle)
+
+    def unpublished(self, session: Session) -> bool:
+        """Whether a run is decided whose generation readers cannot see yet (design 2.5, between rows 8 and 9)."""
+        query = select(RunRow.run).where(
+            RunRow.environment == self.name,
+            RunRow.state == "decided",
+            RunRow.generation > self.generations.current_number(),
+        )
+        return session.scalars(query).first() is not None
 
     def scratch(self, name: str) -> Path:
         """A fresh folder for one run; whatever an earlier attempt left in it is gone."""

@@ -372,7 +372,8 @@ class Undoing:
         if isinstance(reading, Reading):
             assert load.namespace is not None
             outcome.with_traits(reading, None)
-            application.write_traits(reading, load.namespace, own_layer(reading), load.at)
+            application.keep_traits(reading)
+            application.write_touches(reading.touched, load.namespace, load.at)
             self._touch_load(flip, draft, load)
         again = Load(
             number,

@@ -183,6 +183,11 @@ class Draft(World):
         write_bitmaps(self.generations.path(file), bitmaps)
         self._put(load_name(load), file, True)
 
+    def share_load(self, component: str, load: int) -> None:
+        """Makes a load's bitmaps the newest layer of a trait index too."""
+        self._put(component, self.layers[load_name(load)][0], False)
+        self._shorten(component, self._merge_traits)
+
     def drop(self, component: str) -> None:
         assert isinstance(self.layers, dict)
         self.layers.pop(component, None)
