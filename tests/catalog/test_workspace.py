@@ -509,3 +509,13 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     latin.write_bytes(b"partners:\n  - name: caf\xe9\n")
     with pytest.raises(WorkspaceError, match=":2:1: not UTF-8"):
         workspace.load([latin])
+
+
+@pytest.mark.rule("RT-219", "API-53")
+def test_a_deleted_data_source_never_comes_back_with_its_number(desk: Desk) -> None:
+    desk.apply(acme(dataSources="[{dataSourceId: 10, name: CRM}, {dataSourceId: 11, name: Shop}]"))
+    desk.apply(acme(dataSources="[{dataSourceId: 10, name: CRM}]"), prune=True)
+    assert 11 not in desk.catalog().data_sources()
+    found = desk.mistakes(acme(dataSources="[{dataSourceId: 11, name: Again}]"))
+    assert len(found) == 1
+    assert "11 was deleted" in found[0]

@@ -42,7 +42,8 @@ class JobRow(Base):
 class FileRow(Base):
     """A file as it was dropped; the ledger knows names and digests for ever (IN-07).
 
-    ``state``: waiting, in_force, withdrawn, rejected, duplicate. Files dropped together share ``drop_id``.
+    ``state``: waiting, in_force, withdrawn, rejected, duplicate, failed (the program failed on it; ``outcome`` says
+    why). Files dropped together share ``drop_id``.
     Paths are relative to the environment's folder. ``load`` is the load in force or the last that was.
     """
 

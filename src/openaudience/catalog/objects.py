@@ -65,6 +65,8 @@ class Collection:
 
     entries: dict[str, dict[int, Entry]] = field(default_factory=lambda: {name: {} for name in BY_NAME})
     next: dict[str, int] = field(default_factory=dict)
+    gone: frozenset[int] = frozenset()
+    """DPIDs of deleted data sources."""
 
     def take(self, sequence: str, first: int = 1) -> int:
         """A fresh number of an ID space. Raises InputError when none is left."""
@@ -104,6 +106,8 @@ def read(session: Session, environment: str) -> Collection:
         collection.entries[kind.name][row.number] = Entry(kind, row.number, row.pid, row.document)
     for sequence in session.scalars(select(SequenceRow).where(SequenceRow.environment == environment)):
         collection.next[sequence.name] = sequence.next
+    gone = select(RetiredRow.number).where(RetiredRow.environment == environment, RetiredRow.kind == "dataSource")
+    collection.gone = frozenset(session.scalars(gone))
     return collection
 
 

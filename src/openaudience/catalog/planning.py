@@ -189,6 +189,12 @@ class Planner:
             if (other.name, number) in self.claimed or number in self.old.entries[other.name]:
                 self.report(place, f"{kind.identifier}: {number} is a {other.name} already; choose another")
                 return None
+        if kind.name == "dataSource" and number in self.old.gone:
+            # its IDs and mappings would come back to life with it (RT-219, API-53)
+            self.report(
+                place, f"{kind.identifier}: {number} was deleted, and numbers are never used again; choose another"
+            )
+            return None
         self.new.keep(kind.sequence, number)
         old = self.old.entries[kind.name].get(number)
         if old is not None and partner is not None and old.pid != partner.entry.number:

@@ -881,6 +881,7 @@ class Applier:
                 self._tidy_drops()
 
     def _tidy_drops(self) -> None:
+        """Deletes copies whose drop was never entered in the ledger; nobody may be dropping files meanwhile."""
         site = self.site
         with site.reading() as session:
             waiting = {
@@ -891,8 +892,7 @@ class Applier:
                     )
                 )
             }
-        for folder in site.environment.dropoff.iterdir() if site.environment.dropoff.is_dir() else ():
-            # copies whose drop was never entered in the ledger; the name says which drop they belong to
+        for folder in site.environment.dropoff.iterdir():
             if folder.is_dir() and folder.name not in waiting and "-" in folder.name:
                 shutil.rmtree(folder, ignore_errors=True)
 

@@ -32,7 +32,7 @@ FROM_FILE = 0
 """Origin of a mapping that a file's row asserted."""
 OWN_DEVICE = 2
 """Origin of the mapping of an unseen DAID to the device made for it (IN-62)."""
-MOST_AT_ONCE = 8_000_000
+MOST_AT_ONCE = 2_000_000
 
 
 def limits_of(dpid: int, to: int, ruleset: Ruleset) -> LinkLimits:

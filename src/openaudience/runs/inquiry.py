@@ -53,9 +53,8 @@ class Inquiry:
     def __init__(self, site: Site) -> None:
         self.site = site
         self.now = site.now()
-        generation, self.world = site.current()
-        self._as_of = as_of(generation)
-        with site.reading() as session:
+        with site.looking() as (session, generation, self.world):
+            self._as_of = as_of(generation)
             self.loads: list[Load] = loads_in_force(session, site.name)
             self.sources: dict[int, DataSource] = site.catalog.data_sources(session)
             self.traits: dict[int, Trait] = {trait.sid: trait for trait in site.catalog.traits(session=session)}
@@ -128,7 +127,8 @@ class Inquiry:
         node = np.array([found.ordinal], np.uint32)
         if found.namespace == DEVICES:
             for dpid, to in self.world.link_namespaces():
-                if to == DEVICES:
+                # the IDs of a deleted data source are nobody's (RT-219)
+                if to == DEVICES and dpid in self.sources:
                     _, customers, last = self.world.links(dpid).customers(node)
                     yield from self._named(dpid, customers.tolist(), last.tolist())
             return
@@ -139,7 +139,7 @@ class Inquiry:
             "last_sync": self._instant(int(synced.max())) if synced.size else None,
         }
         for dpid, to in self.world.link_namespaces():
-            if dpid == found.namespace and to != DEVICES:
+            if dpid == found.namespace and to != DEVICES and to in self.sources:
                 _, emails, last = self.world.links(dpid, to).devices(node)
                 yield from self._named(to, emails.tolist(), last.tolist())
 

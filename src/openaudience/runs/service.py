@@ -8,10 +8,10 @@ from pathlib import Path
 import polars as pl
 from sqlalchemy import func, select
 
-from openaudience.catalog.ledger import FileRow, RunRow
+from openaudience.catalog.ledger import FileRow, LoadRow, RunRow
 from openaudience.errors import OpenAudienceError
 from openaudience.runs.applier import SET_ASIDE, Applier
-from openaudience.runs.loads import numbers
+from openaudience.runs.loads import loads_in_force, numbers
 from openaudience.runs.receipts import Shown, jobs_of_drop, receipts_of
 from openaudience.runs.site import Lease, Site
 from openaudience.runs.undoing import Undoing
@@ -82,4 +82,7 @@ def flip(site: Site, job: int, file: str | None, on: bool) -> int:
 
 def sql(site: Site, text: str) -> pl.DataFrame:
     """Read-only SQL over the open tables, loads in force only (OP-21)."""
-    return query.sql(text, site.tables, numbers(site.loads()))
+    with site.reading() as session:
+        force = numbers(loads_in_force(session, site.name))
+        ever = list(session.scalars(select(LoadRow.load).where(LoadRow.environment == site.name)))
+    return query.sql(text, site.tables, force, ever)

@@ -35,6 +35,8 @@ LOADS = "load"
 POSITIONS = "position"
 DROPS = "drop"
 LEASE_POLL = 0.05
+PUBLISHING_SECONDS = 20.0
+"""How long a reader waits for a decided run to be published; it takes milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,23 @@ class Site:
                 f"of {done}. Run `openaudience check`, which makes the index anew."
             )
         return generation, World.of(self.generations, generation)
+
+    @contextmanager
+    def looking(self) -> Iterator[tuple[Session, Generation, World]]:
+        """The catalog and the index at one moment: never a file that the one knows and the other does not (IN-54)."""
+        deadline = time.monotonic() + PUBLISHING_SECONDS
+        while True:
+            generation, world = self.current()
+            with self.reading() as session:
+                if not self.unpublished(session) and self.generations.current_number() == generation.number:
+                    yield session, generation, world
+                    return
+            if time.monotonic() > deadline:
+                raise StoreUnavailable(
+                    f"a change of the {self.name} data is decided but could not be published yet; "
+                    "mend the disk of the home, then run any command again"
+                )
+            time.sleep(LEASE_POLL)
 
     def loads(self) -> list[Load]:
         """Loads in force, in the order of application."""

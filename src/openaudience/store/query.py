@@ -18,16 +18,18 @@ _HIDDEN = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|--[^\n]*|/\*.*?\*/", r
 _READER = re.compile(r"\b((?:read|scan)_\w+)\"?(?:\s|/\*.*?\*/|--[^\n]*\n)*\(", re.IGNORECASE | re.DOTALL)
 
 
-def sql(text: str, tables: Tables, loads_in_force: Collection[int]) -> pl.DataFrame:
+def sql(
+    text: str, tables: Tables, loads_in_force: Collection[int], loads_ever: Collection[int] | None = None
+) -> pl.DataFrame:
     """The answer of one SELECT, WITH or SHOW statement.
 
     Views: ``realizations``, ``links``, ``touches``, ``loads`` (one row a load, its latest event) of the loads in force;
-    ``ids`` whole. ``first_at`` and ``last_at`` are filled from the load's ``at`` where a row leaves them out. Reads no
+    ``ids`` of all loads that were ever in force (``loads_ever``, None: whole). ``first_at`` and ``last_at`` are filled from the load's ``at`` where a row leaves them out. Reads no
     clock: the present instant is a literal of the query. Raises ``InputError`` for anything else than such a
     statement, or one that cannot be carried out.
     """
     check_read_only(text)
-    context = pl.SQLContext(views(tables, loads_in_force))
+    context = pl.SQLContext(views(tables, loads_in_force, loads_ever))
     try:
         return context.execute(text).collect(engine="streaming")
     except (PolarsError, PanicException, ValueError, TypeError) as error:
@@ -51,7 +53,9 @@ def check_read_only(statement: str) -> None:
         raise InputError(f"{reader.group(1)} is not allowed: a query reads the tables {', '.join(VIEWS)}.")
 
 
-def views(tables: Tables, loads_in_force: Collection[int]) -> dict[str, pl.LazyFrame]:
+def views(
+    tables: Tables, loads_in_force: Collection[int], loads_ever: Collection[int] | None = None
+) -> dict[str, pl.LazyFrame]:
     """The views of ``sql`` as lazy frames; filters on them reach the files."""
     force = sorted(loads_in_force)
     loads = (
@@ -72,7 +76,7 @@ def views(tables: Tables, loads_in_force: Collection[int]) -> dict[str, pl.LazyF
     return {
         "realizations": counting("realizations"),
         "links": counting("links"),
-        "ids": tables.scan("ids"),
+        "ids": tables.scan("ids", loads=loads_ever),
         "touches": counting("touches"),
         "loads": loads,
     }
