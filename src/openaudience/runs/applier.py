@@ -392,19 +392,18 @@ class Applier:
             sampler.rows(file.row.file, started) if sampler is not None else [],
         )
 
-    def own_device(self, dpid: int, ordinal: int) -> int | None:
-        """The device that the platform once made for a DAID, by whatever load, withdrawn or not."""
-        with self.site.reading() as session:
-            # an attempt that was never decided numbered its IDs in vain: its rows name other people today
-            decided = list(session.scalars(select(LoadRow.load).where(LoadRow.environment == self.site.name)))
+    def own_device(self, dpid: int, ordinals: Sequence[int]) -> dict[int, int]:
+        """The devices that the platform once made for DAIDs, by whatever load, withdrawn or not."""
         rows = (
-            self.site.tables.scan("links", dpid, ords=(ordinal, ordinal), loads=decided)
+            self.site.tables.scan("links", dpid, ords=(min(ordinals), max(ordinals)))
             .filter((pl.col("origin") == OWN_DEVICE) & (pl.col("to_dpid") == DEVICES))
-            .select("to_ord", "load")
-            .sort("load")
+            .select("ord", "to_ord", "load")
             .collect()
+            .join(pl.DataFrame({"ord": ordinals}, schema={"ord": pl.Int64}), on="ord")
+            .sort("load")
+            .unique("ord", keep="first", maintain_order=True)
         )
-        return int(rows["to_ord"][0]) if rows.height else None
+        return dict(zip(rows["ord"].to_list(), rows["to_ord"].to_list(), strict=True))
 
     def _history_warnings(self, file: Waiting, accepted: Sequence[Accepted]) -> Iterator[FileWarning]:
         """Flags of IN-07 and IN-08: what was applied before under this name, or with a later TIMESTAMP."""

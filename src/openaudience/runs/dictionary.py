@@ -6,7 +6,7 @@ and rows of ``ids`` when the file is applied, and is forgotten when it is not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +21,8 @@ from openaudience.runs.world import DEVICES, World
 MOST_PENDING = 6
 UUID_DIGITS = 38
 
-OwnDevice = Callable[[int, int], int | None]
-"""(DAID namespace, ordinal) → the device that this DAID was given before, by whatever load."""
+OwnDevice = Callable[[int, Sequence[int]], Mapping[int, int]]
+"""(DAID namespace, ordinals) → the devices that these DAIDs were given before, by whatever load."""
 
 
 def folded_keys(
@@ -167,10 +167,10 @@ class Dictionaries:
         unmade = [(int(o), int(without[i])) for o, i in zip(fresh, first_at, strict=True) if int(o) not in own]
         if unmade:
             unmade.sort(key=lambda pair: pair[1])
-            for o, _ in unmade:
-                before = self._own_device(dpid, o) if o < names.first_new else None
-                if before is not None:
-                    own[o] = before
+            before = [o for o, _ in unmade if o < names.first_new]
+            if before:
+                # known IDs without a device: what made them known was undone
+                own.update(self._own_device(dpid, before))
             need = [o for o, _ in unmade if o not in own]
             if need:
                 given = self.get(DEVICES).intern_uuids(ecid.new_uuids(len(need)))

@@ -24,8 +24,9 @@ def sql(
     """The answer of one SELECT, WITH or SHOW statement.
 
     Views: ``realizations``, ``links``, ``touches``, ``loads`` (one row a load, its latest event) of the loads in force;
-    ``ids`` of all loads that were ever in force (``loads_ever``, None: whole). ``first_at`` and ``last_at`` are filled from the load's ``at`` where a row leaves them out. Reads no
-    clock: the present instant is a literal of the query. Raises ``InputError`` for anything else than such a
+    ``ids`` of the loads that were ever in force (``loads_ever``; None: all rows). ``first_at`` and ``last_at`` are
+    filled from the load's ``at`` where a row leaves them out. Reads no clock: the present instant is a literal of the
+    query. Raises ``InputError`` for anything else than such a
     statement, or one that cannot be carried out.
     """
     check_read_only(text)
