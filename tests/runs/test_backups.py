@@ -14,8 +14,8 @@ import pytest
 from openaudience.errors import InputError, StoreUnavailable, SystemFailure
 from openaudience.home import Home
 from openaudience.runs import backups
-from openaudience.runs.applier import Applier
 from openaudience.runs.backups import backup, restore
+from openaudience.runs.dropping import drop
 from openaudience.runs.service import ingest
 from openaudience.runs.site import Lease, Site
 from openaudience.store.copying import copy_tree
@@ -147,7 +147,7 @@ def test_files_that_come_while_the_copies_are_made_are_not_in_it(
 def test_files_that_wait_are_applied_by_the_new_home(product: Product, tmp_path: Path) -> None:
     (path,) = product.write([SECOND])
     with Home.open(product.home, lambda: product.now) as home:
-        Applier(Site(home, "production")).drop([path])
+        drop(Site(home, "production"), [path])
         backup(home, tmp_path / "copy")
     again = at(product, tmp_path / "again")
     again.run("restore", str(tmp_path / "copy"))

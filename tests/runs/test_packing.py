@@ -13,7 +13,7 @@ import polars as pl
 import pytest
 
 from openaudience.home import Home
-from openaudience.runs import packing
+from openaudience.runs import packing, service
 from openaudience.runs.packing import dead_loads, pack
 from openaudience.runs.site import Lease, Site
 from openaudience.runs.world import load_name
@@ -47,8 +47,11 @@ def drop(product: Product, number: int) -> int:
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Product:
     product = Product(tmp_path_factory.mktemp("packing") / "home", WORKSPACE)
     product.drop([("adobe_id_0_101_1600000000.sync", f"{U1}\tk\n{U2}\tj\n".encode())])
-    for number in range(COUNT):
-        drop(product, number)
+    with pytest.MonkeyPatch.context() as patch:
+        # an ingest packs by itself; here the files are wanted as the runs left them
+        patch.setattr(service, "pack", lambda site, lease: 0)
+        for number in range(COUNT):
+            drop(product, number)
     return product
 
 
@@ -179,3 +182,9 @@ def test_bitmaps_of_replaced_attempts_go_at_once(product: Product) -> None:
 def test_beta_has_nothing_to_pack(product: Product) -> None:
     product.environment = "beta"
     assert packed(product) == 0
+
+
+@pytest.mark.rule("OP-22")
+def test_an_ingest_packs_by_itself(product: Product) -> None:
+    drop(product, COUNT)
+    assert files(product, "touches") == 1

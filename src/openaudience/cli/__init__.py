@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None, clock: Clock = system_clock) -> int:
         return 3
     except typer.TyperException as error:
         # the library's own refusals are all about how the command was written
-        text = error.format_message()
+        text = error.format_message().strip() or "No command was named."
         print(f"error: {text} See `openaudience --help`.", file=sys.stderr)
         return 2
     except BrokenPipeError:

@@ -140,7 +140,7 @@ def _collect(home: Home, staging: Path) -> dict[str, str | int | None]:
             site = Site(home, name)
             stack.callback(site.close)
             stack.enter_context(Lease(site))
-            Applier(site).recover()
+            Applier(site).settler.recover()
             sites.append(site)
         copy_sqlite(home.path / CATALOG, staging / CATALOG)
         waiting = _waiting(staging / CATALOG)

@@ -28,7 +28,7 @@ from openaudience.identity.mappings import merge_layers
 from openaudience.inbound.receipt import Counters
 from openaudience.profiles.folding import Held, fold
 from openaudience.profiles.index import STORED, TOUCHED, TraitIndex, changes
-from openaudience.runs.applier import DAY, Applier, Plan
+from openaudience.runs.applier import Applier
 from openaudience.runs.applying import FROM_FILE, utc
 from openaudience.runs.dictionary import folded_keys
 from openaudience.runs.loads import Load, load_of, views
@@ -36,7 +36,8 @@ from openaudience.runs.outcome import decoded as outcome_of
 from openaudience.runs.reading import bitmap
 from openaudience.runs.receipts import counters_of
 from openaudience.runs.receipts import decoded as receipt_of
-from openaudience.runs.site import Lease, Site
+from openaudience.runs.settling import Plan
+from openaudience.runs.site import DAY, Lease, Site
 from openaudience.runs.syncing import Pairs
 from openaudience.runs.undoing import Links
 from openaudience.runs.upkeep import Expired, by_trait, expired
@@ -109,12 +110,12 @@ def check(site: Site, repair: bool) -> Report:
         applier = Applier(site)
         if site.beta:
             # beta matches nothing and keeps no facts: only its receipts can be wrong
-            applier.recover()
+            applier.settler.recover()
             _Check(site, Draft(site.generations, Generation()), report, repair).receipts({})
             return report
         broken: str | None = None
         try:
-            applier.recover()
+            applier.settler.recover()
             applier.upkeep(lease)
         except StoreUnavailable:
             raise
@@ -137,7 +138,7 @@ def check(site: Site, repair: bool) -> Report:
                 lease.check(session)
                 if broken:
                     site.catalog.settle_refolds(refolds, session)
-                applier.decide(session, Plan(generation=one.draft.number, loads=one.log), at)
+                applier.settler.decide(session, Plan(generation=one.draft.number, loads=one.log), at)
             # a run whose manifest was lost could not be published any more: the new one says all that it said
             site.generations.publish(one.draft.number)
             applier.after_decision()

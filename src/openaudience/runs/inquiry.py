@@ -15,6 +15,8 @@ from sqlalchemy import select
 from openaudience.catalog.ledger import FileRow, JobRow, LoadRow, SampleRow
 from openaudience.clock import iso
 from openaudience.errors import FileRejected, InputError
+from openaudience.identity.ecid import to_uuid
+from openaudience.identity.formats import aam_reason
 from openaudience.identity.keys import key
 from openaudience.inbound.decode import opened
 from openaudience.inbound.filenames import parse_name
@@ -58,6 +60,7 @@ class Inquiry:
             self.loads: list[Load] = loads_in_force(session, site.name)
             self.sources: dict[int, DataSource] = site.catalog.data_sources(session)
             self.traits: dict[int, Trait] = {trait.sid: trait for trait in site.catalog.traits(session=session)}
+            self._organisations = {partner.pid: partner.org_id for partner in site.catalog.partners(session)}
         self._terms = site.terms()
 
     # ---- profiles --------------------------------------------------------------------------------------------
@@ -67,12 +70,15 @@ class Inquiry:
         dpid_text, colon, ident = text.partition(":")
         if not colon:
             dpid_text, ident = str(UUID_DPID), text
-        if not (dpid_text.isascii() and dpid_text.isdigit()):
+        if not (dpid_text.isascii() and dpid_text.isdigit()) or (not colon and aam_reason(ident) is not None):
             raise InputError(f"{text!r} is no ID: write a 38-digit UUID, or DPID:user ID such as 5001:C-1")
         dpid = int(dpid_text)
         source = self.sources.get(dpid)
         if dpid != UUID_DPID and source is None:
             raise InputError(f"there is no data source {dpid}; `openaudience datasources` lists them")
+        if source is not None and source.kind in (IdKind.UUID, IdKind.ECID):
+            # its IDs are those of devices themselves, as in column one of its files (IN-35)
+            return self._device_of(source, ident)
         ordinal = self.world.ids(dpid).find_one(*key(ident.encode(), self.site.seeds))
         if ordinal >= 0:
             if dpid == UUID_DPID:
@@ -88,6 +94,15 @@ class Inquiry:
         raise InputError(
             f"nobody is known to {what} as {ident!r}; IDs are compared exactly, letter case and leading zeros included"
         )
+
+    def _device_of(self, source: DataSource, ident: str) -> Found:
+        uuid = ident
+        if source.kind is IdKind.ECID and aam_reason(ident) is None:
+            uuid = to_uuid(self._organisations.get(source.pid) or "", ident)
+        ordinal = self.world.ids(DEVICES).find_one(*key(uuid.encode(), self.site.seeds))
+        if ordinal < 0 or ordinal not in self.world.known():
+            raise InputError(f"no device is known to data source {source.dpid} as {ident!r}; IDs are compared exactly")
+        return Found(DEVICES, ordinal, source)
 
     def profile(self, text: str) -> dict[str, Any]:
         """A profile as JSON (70 §2)."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 from sqlalchemy import select
 
 from openaudience.catalog.ledger import FileRow, LoadRow
-from openaudience.runs.applier import DAY, Applier, Plan
-from openaudience.runs.site import Lease, Site
+from openaudience.runs.applier import Applier
+from openaudience.runs.settling import Plan
+from openaudience.runs.site import DAY, Lease, Site
 from openaudience.runs.upkeep import expired, take_out
 from openaudience.runs.world import Draft, load_name
 from openaudience.store.schemas import SCHEMAS, partitioned
@@ -74,5 +75,5 @@ def _drop_dead(site: Site, lease: Lease) -> None:
     applier.write_manifest(draft, at)
     with site.writing() as session:
         lease.check(session)
-        applier.decide(session, Plan(generation=draft.number), at)
+        applier.settler.decide(session, Plan(generation=draft.number), at)
     applier.after_decision()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import polars as pl
 from sqlalchemy import func, select
 
 from openaudience.catalog.ledger import FileRow, LoadRow, RunRow
-from openaudience.errors import OpenAudienceError
-from openaudience.runs.applier import SET_ASIDE, Applier
+from openaudience.errors import OpenAudienceError, StoreUnavailable
+from openaudience.runs.applier import Applier
+from openaudience.runs.dropping import SET_ASIDE, drop
 from openaudience.runs.loads import loads_in_force, numbers
+from openaudience.runs.packing import pack
 from openaudience.runs.receipts import Shown, jobs_of_drop, receipts_of
 from openaudience.runs.site import Lease, Site
 from openaudience.runs.undoing import Undoing
@@ -39,7 +42,7 @@ def finish_unfinished(site: Site) -> None:
     try:
         with Lease(site, patience=0) as lease:
             applier = Applier(site)
-            applier.tidy()
+            applier.settler.tidy()
             applier.work(lease)
     except OpenAudienceError:
         # Another process holds the lease and is doing just this, or it cannot be done now. What can be read is read
@@ -50,10 +53,13 @@ def finish_unfinished(site: Site) -> None:
 def ingest(site: Site, paths: Sequence[Path], partner: str | None = None) -> list[Shown]:
     """Takes copies of files as if dropped together; gives their receipts in the order applied (OP-13)."""
     applier = Applier(site)
-    drop_id = applier.drop(paths, partner)
+    drop_id = drop(site, paths, partner)
     with Lease(site) as lease:
-        applier.tidy()
+        applier.settler.tidy()
         applier.work(lease, retry=True)
+        # the receipts stand; what cannot be packed now is packed another time
+        with suppress(StoreUnavailable):
+            pack(site, lease)
     with site.reading() as session:
         return [
             one
@@ -75,7 +81,7 @@ def flip(site: Site, job: int, file: str | None, on: bool) -> int:
     """Undo (``on`` false) or redo of a job or one of its files; gives the number of its own job (IN-55)."""
     with Lease(site) as lease:
         applier = Applier(site)
-        applier.tidy()
+        applier.settler.tidy()
         applier.work(lease)
         return Undoing(applier).flip(job, file, on, lease)
 

@@ -29,6 +29,7 @@ from openaudience.store.generations import Generation, Generations
 from openaudience.store.tables import Tables
 from openaudience.vocabulary import Limits
 
+DAY = 86_400
 FENCE = "fence"
 LAST_AT = "last_at"
 LOADS = "load"

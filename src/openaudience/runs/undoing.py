@@ -24,7 +24,7 @@ from openaudience.identity.mappings import LinkIndex, layer_of, link, merge_laye
 from openaudience.inbound.filenames import parse_name
 from openaudience.inbound.receipt import Receipt
 from openaudience.profiles.index import STORED, TOUCHED, changes
-from openaudience.runs.applier import DAY, Applier, Plan
+from openaudience.runs.applier import Applier
 from openaudience.runs.applying import (
     FROM_FILE,
     OWN_DEVICE,
@@ -41,7 +41,8 @@ from openaudience.runs.outcome import Outcome, decoded
 from openaudience.runs.reading import Reading, bitmap
 from openaudience.runs.receipts import compose, encoded
 from openaudience.runs.rulebook import Ruleset
-from openaudience.runs.site import LOADS, Lease, Site
+from openaudience.runs.settling import Plan
+from openaudience.runs.site import DAY, LOADS, Lease, Site
 from openaudience.runs.syncing import Pairs, SyncReading
 from openaudience.runs.upkeep import by_trait, expired, take_out
 from openaudience.runs.world import DEVICES, Draft, World
@@ -540,7 +541,7 @@ class Undoing:
                         visible=False,
                     )
                 )
-            self.applier.decide(session, plan, at)
+            self.applier.settler.decide(session, plan, at)
             return undo.job
 
     def _files_of(self, session: Session, job: int) -> list[FileRow]:

@@ -28,8 +28,8 @@ from openaudience.store.files import TEMPORARY, Fault, make_folder, move_file, n
 from openaudience.store.parts import Part, PartWriter, write_parts
 from openaudience.store.schemas import SCHEMAS, part_schema, partitioned, sort_column
 
-SMALL_ROWS = 4 << 20
-"""A file with fewer rows is small: packing may merge it."""
+SMALL_ROWS = 1 << 20
+"""A file with fewer rows is small: packing may merge it. The parts of a large file are not."""
 SMALL_FILES = 32
 """Packing waits until a table and namespace has more small files than this."""
 PACKED_ROWS = 16 << 20
