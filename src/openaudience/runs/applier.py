@@ -238,13 +238,22 @@ class Applier:
         )
 
     def own_device(self, dpid: int, ordinals: Sequence[int]) -> dict[int, int]:
-        """The devices that the platform once made for DAIDs, by whatever load, withdrawn or not."""
+        """The devices that the platform once made for DAIDs, by whatever load, withdrawn or not.
+
+        Rows of attempts that were never decided do not exist: their ordinals were given to others since.
+        """
+        site = self.site
         rows = (
-            self.site.tables.scan("links", dpid, ords=(min(ordinals), max(ordinals)))
+            site.tables.scan("links", dpid, ords=(min(ordinals), max(ordinals)))
             .filter((pl.col("origin") == OWN_DEVICE) & (pl.col("to_dpid") == DEVICES))
             .select("ord", "to_ord", "load")
             .collect()
             .join(pl.DataFrame({"ord": ordinals}, schema={"ord": pl.Int64}), on="ord")
+        )
+        with site.reading() as session:
+            decided = set(session.scalars(select(LoadRow.load).where(LoadRow.environment == site.name)))
+        rows = (
+            rows.filter(pl.col("load").is_in(sorted(decided)))
             .sort("load")
             .unique("ord", keep="first", maintain_order=True)
         )

@@ -85,7 +85,8 @@ class Inquiry:
                 if ordinal in self.world.known():
                     return Found(DEVICES, ordinal, None)
             elif source is not None and source.kind is IdKind.CROSS_DEVICE:
-                return Found(dpid, ordinal, source)
+                if self._named_by_a_file(dpid, ordinal):
+                    return Found(dpid, ordinal, source)
             else:
                 device = self.world.links(dpid).newest(ordinal)
                 if device is not None:
@@ -94,6 +95,19 @@ class Inquiry:
         raise InputError(
             f"nobody is known to {what} as {ident!r}; IDs are compared exactly, letter case and leading zeros included"
         )
+
+    def _named_by_a_file(self, dpid: int, ordinal: int) -> bool:
+        """Whether a file that counts names a customer: of an undone one (IN-55) only the number of the ID stays."""
+        tables, here = self.site.tables, (ordinal, ordinal)
+        live = {load.load for load in self.loads}
+        for rows in (
+            tables.scan("touches", dpid, ords=here),
+            tables.scan("links", dpid, ords=here),
+            tables.scan("links").filter((pl.col("to_dpid") == dpid) & (pl.col("to_ord") == ordinal)),
+        ):
+            if not live.isdisjoint(rows.select("load").unique().collect()["load"].to_list()):
+                return True
+        return False
 
     def _device_of(self, source: DataSource, ident: str) -> Found:
         uuid = ident
