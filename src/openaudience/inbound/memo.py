@@ -88,6 +88,15 @@ def look_up(table: Any, h: Any) -> Any:
 
 
 @compiled
+def _look_up_all(table: Any, hashes: Any) -> Any:
+    """``look_up`` of many tokens."""
+    out = np.empty(hashes.size, np.uint64)
+    for i in range(hashes.size):
+        out[i] = look_up(table, hashes[i])
+    return out
+
+
+@compiled
 def _insert(table: Any, hashes: Any, entries: Any) -> int:
     """Add entries; return how many were new. The entry is written before its key, so a reader never sees half."""
     mask = np.uint64(table.size // 2 - 1)
@@ -171,14 +180,11 @@ class Memo:
 
         Raises ValueError if ``code_of`` gives a number that is no code.
         """
-        entries = np.empty(len(tokens), np.uint64)
         with self._lock:
-            for i, token in enumerate(tokens):
-                entry = look_up(self.table, hashes[i])
-                if entry:
-                    # another thread met it in the meantime
-                    entries[i] = entry
-                    continue
+            # some may have been met by another thread in the meantime
+            entries = _look_up_all(self.table, hashes)
+            for i in np.flatnonzero(entries == 0).tolist():
+                token = tokens[i]
                 code = self._code_of(token)
                 if not 0 < code < 1 << 31:
                     raise ValueError(f"code_of gave {code} for the token {token[:80]!r}; codes go from 1 to 2147483647")

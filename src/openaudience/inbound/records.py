@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from openaudience.identity.formats import GAID, IDFA, aam_reason, daid_reason, hashed_email, pii
 from openaudience.vocabulary import REASON_NUMBER, REASONS, Column, IdKind, Layout
@@ -48,8 +48,7 @@ class Line:
     tokens: tuple[bytes, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Signal:
+class Signal(NamedTuple):
     """What one raw token means (IN-40 … IN-44).
 
     ``pair``: key and value after clean-up in their original spelling; an empty key is seen by no rule. ``add`` and
@@ -234,7 +233,8 @@ def _tokens(faults: _Faults, signals: str, start: int, pii_values: bool) -> list
 
 def signal(token: bytes) -> Signal:
     """What a raw token of a well-formed line means (IN-37, IN-40 … IN-44, QL-105, QL-106, QL-113). Never raises."""
-    return _signal(token.decode("utf-8", "replace").translate(_TYPOGRAPHIC))
+    text = token.decode("utf-8", "replace")
+    return _signal(text if text.isascii() else text.translate(_TYPOGRAPHIC))
 
 
 def _signal(text: str) -> Signal:
@@ -254,6 +254,9 @@ def _signal(text: str) -> Signal:
 
 def _equals(text: str) -> int:
     """The place of the first ``=`` outside quotes, or -1."""
+    first = text.find("=")
+    if first < 0 or '"' not in text[:first]:
+        return first
     start = 0
     for place, piece in enumerate(text.split('"')):
         if place % 2 == 0 and "=" in piece:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from openaudience.inbound.records import signal
+from openaudience.inbound.records import Signal, signal
 from openaudience.profiles.gathering import FAILED, UNUSED, Codes
 from openaudience.rules.traits import Matcher, parse
 from openaudience.store.files import replace_file
@@ -115,58 +114,60 @@ class Coder:
         )
         leaf_count = 1 + max([*self._matcher.simple, *self._matcher.complex], default=0)
         self._leaf_hash = np.array([secrets.randbits(63) * 2 + 1 for _ in range(leaf_count)], np.uint64)
-        self._lock = threading.Lock()
         self._codes: dict[tuple[int, tuple[int, ...], int, tuple[int, ...]], int] = {(0, (), -1, ()): 0}
+        self._unused = self._code(UNUSED, (), -1, ())
         self._table: Codes | None = None
         self._combos: dict[int, int] = {}
         self._combo_traits: list[tuple[int, ...]] = []
         self._combo_table: tuple[NDArray[np.int64], NDArray[np.uint32]] | None = None
 
     def __call__(self, raw: bytes) -> int:
-        """The code of a raw signal (IN-37 … IN-47)."""
-        if not raw.strip(b" "):
-            return 0
-        meaning = self._meaning(raw)
-        with self._lock:
-            code = self._codes.get(meaning)
-            if code is None:
-                code = len(self._codes)
-                self._codes[meaning] = code
-                self._table = None
-            return code
-
-    def _meaning(self, raw: bytes) -> tuple[int, tuple[int, ...], int, tuple[int, ...]]:
-        item = signal(raw)
-        if item.kind != "pair":
-            place = self._number.get(item.sid)
-            if item.kind == "add" and item.sid in self._active and place is not None:
-                return (0, (place,), -1, ())
-            if item.kind == "remove" and place is not None:
-                return (0, (), place, ())
-            known = place is not None or item.sid in self._failing
-            return (FAILED if known else UNUSED, (), -1, ())
-        leaves = self._matcher.leaves(item.key, item.value) if item.key else ()
+        """The code of a raw signal (IN-37 … IN-47). Called by one thread at a time."""
+        if raw.isdigit():
+            # nearly all signals of list-style files: a bare number is a value of ic (IN-42)
+            leaves = self._matcher.leaves("ic", raw.decode())
+        else:
+            if not raw.strip(b" "):
+                return 0
+            item = signal(raw)
+            if item.kind != "pair":
+                return self._code(*self._named(item))
+            leaves = self._matcher.leaves(item.key, item.value) if item.key else ()
         if not leaves:
-            return (UNUSED, (), -1, ())
+            return self._unused
         adds = sorted({self._number[sid] for leaf in leaves for sid in self._matcher.simple.get(leaf, ())})
         compound = tuple(sorted(leaf for leaf in leaves if leaf in self._matcher.complex))
-        return (0, tuple(adds), -1, compound)
+        return self._code(0, tuple(adds), -1, compound)
+
+    def _code(self, flags: int, adds: tuple[int, ...], removes: int, compound: tuple[int, ...]) -> int:
+        return self._codes.setdefault((flags, adds, removes, compound), len(self._codes))
+
+    def _named(self, item: Signal) -> tuple[int, tuple[int, ...], int, tuple[int, ...]]:
+        """What a signal that names a trait means (IN-40, IN-41, IN-47)."""
+        place = self._number.get(item.sid)
+        if item.kind == "add" and item.sid in self._active and place is not None:
+            return (0, (place,), -1, ())
+        if item.kind == "remove" and place is not None:
+            return (0, (), place, ())
+        known = place is not None or item.sid in self._failing
+        return (FAILED if known else UNUSED, (), -1, ())
 
     def codes(self) -> Codes:
         """The table of all codes given so far."""
-        with self._lock:
-            if self._table is None:
-                meanings = list(self._codes)
-                self._table = Codes(
-                    flags=np.array([meaning[0] for meaning in meanings], np.uint8),
-                    add_at=_offsets([len(meaning[1]) for meaning in meanings]),
-                    adds=np.array([trait for meaning in meanings for trait in meaning[1]], np.uint32),
-                    removes=np.array([meaning[2] for meaning in meanings], np.int32),
-                    leaf_at=_offsets([len(meaning[3]) for meaning in meanings]),
-                    leaves=np.array([leaf for meaning in meanings for leaf in meaning[3]], np.uint32),
-                    leaf_hash=self._leaf_hash,
-                )
-            return self._table
+        table = self._table
+        if table is None or table.flags.size != len(self._codes):
+            meanings = list(self._codes)
+            table = Codes(
+                flags=np.array([meaning[0] for meaning in meanings], np.uint8),
+                add_at=_offsets([len(meaning[1]) for meaning in meanings]),
+                adds=np.array([trait for meaning in meanings for trait in meaning[1]], np.uint32),
+                removes=np.array([meaning[2] for meaning in meanings], np.int32),
+                leaf_at=_offsets([len(meaning[3]) for meaning in meanings]),
+                leaves=np.array([leaf for meaning in meanings for leaf in meaning[3]], np.uint32),
+                leaf_hash=self._leaf_hash,
+            )
+            self._table = table
+        return table
 
     @property
     def compound(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,10 +83,15 @@ class ErrorSampler:
         return out
 
 
+_PRIVATE = re.compile(r'((?:^|[\t,]) *["“”]?[- ]*p_[^=,]*=)((?: *["“”][^"“”]*["“”])?[^,]*)', re.IGNORECASE)
+
+
 def masked(content: bytes, reason: str) -> str:
-    """Offending content as it may be shown: what the guard refused is masked for everybody (RT-1920, UI-68)."""
+    """Offending content as it may be shown (UI-68): what the guard refuses is masked for everybody (RT-1920), values
+    of ``p_`` keys are left out (RT-1010).
+    """
     text = content.decode("utf-8", "replace")
-    if reason in ("pii", "pii_value"):
-        ident, tab, rest = text.partition("\t")
-        return formats.mask(ident) + (tab + "…" if rest else "")
-    return text
+    ident, tab, rest = text.partition("\t")
+    if reason in ("pii", "pii_value") or formats.pii(ident.strip()):
+        return formats.mask(ident.strip()) + (tab + "…" if rest else "")
+    return _PRIVATE.sub(r"\1…", text)
