@@ -182,7 +182,7 @@ class Memo:
         """
         with self._lock:
             # some may have been met by another thread in the meantime
-            entries = _look_up_all(self.table, hashes)
+            entries: NDArray[np.uint64] = _look_up_all(self.table, hashes)
             for i in np.flatnonzero(entries == 0).tolist():
                 token = tokens[i]
                 code = self._code_of(token)

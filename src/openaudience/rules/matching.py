@@ -197,6 +197,10 @@ class Matcher:
         index = self._keys.get(key.casefold())
         return tuple(index.satisfied(value)) if index is not None else ()
 
+    def sees(self, key: str) -> bool:
+        """Whether any comparison of any rule looks at a key."""
+        return key.casefold() in self._keys
+
     def decide(self, leaves: frozenset[int]) -> frozenset[int]:
         """SIDs of the rules outside ``simple`` that are true when exactly these leaves of ``complex`` are."""
         known = self._memo.get(leaves)

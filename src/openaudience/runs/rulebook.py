@@ -21,6 +21,9 @@ from openaudience.rules.traits import Matcher, parse
 from openaudience.store.files import replace_file
 from openaudience.vocabulary import Column, IdKind, Layout, Limits
 
+MOST_UNSEEN = 100_000
+"""Raw keys that are remembered as seen by no rule."""
+
 
 class TraitRule(msgspec.Struct, frozen=True, array_like=True):
     """An onboarded trait of the target as a job saw it."""
@@ -115,6 +118,7 @@ class Coder:
         leaf_count = 1 + max([*self._matcher.simple, *self._matcher.complex], default=0)
         self._leaf_hash = np.array([secrets.randbits(63) * 2 + 1 for _ in range(leaf_count)], np.uint64)
         self._codes: dict[tuple[int, tuple[int, ...], int, tuple[int, ...]], int] = {(0, (), -1, ()): 0}
+        self._unseen: set[bytes] = set()
         self._unused = self._code(UNUSED, (), -1, ())
         self._table: Codes | None = None
         self._combos: dict[int, int] = {}
@@ -127,11 +131,19 @@ class Coder:
             # nearly all signals of list-style files: a bare number is a value of ic (IN-42)
             leaves = self._matcher.leaves("ic", raw.decode())
         else:
+            head, equals, _ = raw.partition(b"=")
+            if equals and head in self._unseen:
+                return self._unused
             if not raw.strip(b" "):
                 return 0
             item = signal(raw)
             if item.kind != "pair":
                 return self._code(*self._named(item))
+            if equals and not self._matcher.sees(item.key):
+                # the key stands before this "=", unless a quote is open there: no value of it can matter
+                if head.count(b'"') % 2 == 0 and head.isascii() and len(self._unseen) < MOST_UNSEEN:
+                    self._unseen.add(head)
+                return self._unused
             leaves = self._matcher.leaves(item.key, item.value) if item.key else ()
         if not leaves:
             return self._unused

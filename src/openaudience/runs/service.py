@@ -14,6 +14,7 @@ from openaudience.errors import OpenAudienceError, StoreUnavailable
 from openaudience.runs.applier import Applier
 from openaudience.runs.dropping import SET_ASIDE, drop
 from openaudience.runs.loads import loads_in_force, numbers
+from openaudience.runs.memory import keep_freed_memory
 from openaudience.runs.packing import pack
 from openaudience.runs.receipts import Shown, jobs_of_drop, receipts_of
 from openaudience.runs.site import Lease, Site
@@ -53,6 +54,7 @@ def finish_unfinished(site: Site) -> None:
 def ingest(site: Site, paths: Sequence[Path], partner: str | None = None) -> list[Shown]:
     """Takes copies of files as if dropped together; gives their receipts in the order applied (OP-13)."""
     applier = Applier(site)
+    keep_freed_memory()
     drop_id = drop(site, paths, partner)
     with Lease(site) as lease:
         applier.settler.tidy()
