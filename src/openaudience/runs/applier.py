@@ -29,7 +29,7 @@ from openaudience.clock import iso
 from openaudience.errors import FileRejected, OpenAudienceError, StoreUnavailable
 from openaudience.inbound.filenames import named_sources
 from openaudience.inbound.receipt import Counters, Receipt
-from openaudience.profiles.index import STORED, TOUCHED
+from openaudience.profiles.index import TOUCHED
 from openaudience.runs import faults
 from openaudience.runs.applying import OWN_DEVICE, FileApplication, utc
 from openaudience.runs.configuration import Configuration
@@ -60,14 +60,12 @@ SURROUNDINGS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENF
 
 
 class Applier:
-    """Changes the data of one environment. Every method but ``drop`` needs the lease."""
+    """Changes the data of one environment; needs the lease."""
 
     def __init__(self, site: Site) -> None:
         self.site = site
         self.reader = Reader(site)
         self.settler = Settler(site)
-
-    # ---- dropping --------------------------------------------------------------------------------------------
 
     # ---- taking ----------------------------------------------------------------------------------------------
 
@@ -539,6 +537,3 @@ class Applier:
 def _location(row: FileRow) -> str:
     """Where the sender put the file: partner and name."""
     return f"{row.partner}/{row.name}" if row.partner else row.name
-
-
-__all__ = ["STORED", "Accepted", "Applier", "Plan", "Waiting"]

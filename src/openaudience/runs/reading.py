@@ -31,9 +31,7 @@ from openaudience.runs.world import DEVICES, World
 from openaudience.store.parts import Part
 from openaudience.store.tables import Tables
 from openaudience.vocabulary import (
-    FORMAT_ERRORS,
     INVALID_AAM_IDS,
-    NO_MATCHES,
     REASON_NUMBER,
     REASONS,
     IdKind,
@@ -539,10 +537,3 @@ _NO_TRAIT = np.array(
 def bitmap(ordinals: NDArray[np.uint32]) -> BitMap:
     # pyroaring takes an array('I') much faster than any other buffer
     return BitMap(array.array("I", ordinals.tobytes()))
-
-
-def class_sum(reasons: NDArray[np.int64], members: range) -> int:
-    return int(reasons[members.start : members.stop].sum())
-
-
-__all__ = ["FORMAT_ERRORS", "NO_MATCHES", "DataReader", "Reading", "SuspectUsersError", "Tally", "ordered"]
