@@ -404,7 +404,7 @@ class Undoing:
         old: Outcome,
     ) -> bool:
         """Whether a re-run came to just what the load says, so that nothing about the file has changed."""
-        if reading.tally.by_code() != old.reason_counts:
+        if (reading.tally.by_code(), reading.tally.realized) != (old.reason_counts, old.realized):
             return False
         facts = self._facts(load) if load.links else {}
         here = {namespace: pairs for namespace, pairs, _ in asserted if pairs.customer.size}
