@@ -21,7 +21,7 @@ from openaudience.runs.rulebook import Coder, Ruleset
 from openaudience.runs.site import Site
 from openaudience.runs.syncing import SyncReader, SyncReading
 from openaudience.runs.world import World
-from openaudience.vocabulary import FileWarning
+from openaudience.vocabulary import Column, FileWarning, IdKind, Layout
 
 MOST_CODERS = 8
 
@@ -38,6 +38,12 @@ class Task:
     digest: str
     load: int
     staging: Path
+
+
+def warm_up() -> None:
+    """Loads the scanner's compiled code, which takes some tenths of a second; for while files are being copied."""
+    layout = Layout("data", (Column(1, IdKind.COOKIE),))
+    scan(np.frombuffer(b"a\t1\n", np.uint8), 1, layout, Memo(lambda raw: 1), (1, 2))
 
 
 class Reader:

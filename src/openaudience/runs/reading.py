@@ -41,10 +41,12 @@ USER_LINES = 200
 """Well-formed lines used per user ID and file (IN-26)."""
 OVER_LIMIT = 255
 """Pseudo reason of a line beyond ``USER_LINES``."""
-CHUNK_PAIRS = 3_000_000
+CHUNK_PAIRS = 1_500_000
 FIRST_FREE = INVALID_AAM_IDS.start
 """Reasons from here on are not format errors."""
 THREADS = 2
+AHEAD = 2
+"""Blocks that may wait beside those being scanned: what is decoded while new signals are being learned."""
 
 
 class SuspectUsersError(Exception):
@@ -91,7 +93,7 @@ def ordered(scan: Callable[[Block], Any], blocks: Iterator[Block], threads: int 
             while (block := following.result()) is not None:
                 following = decoder.submit(next, blocks, None)
                 waiting.append(pool.submit(scan, block))
-                if len(waiting) > threads:
+                if len(waiting) > threads + AHEAD:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

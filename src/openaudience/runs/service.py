@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from openaudience.catalog.ledger import FileRow, LoadRow, RunRow
 from openaudience.errors import OpenAudienceError, StoreUnavailable
 from openaudience.runs.applier import Applier
 from openaudience.runs.dropping import SET_ASIDE, drop
+from openaudience.runs.files import warm_up
 from openaudience.runs.loads import loads_in_force, numbers
 from openaudience.runs.memory import keep_freed_memory
 from openaudience.runs.packing import pack
@@ -20,6 +22,9 @@ from openaudience.runs.receipts import Shown, jobs_of_drop, receipts_of
 from openaudience.runs.site import Lease, Site
 from openaudience.runs.undoing import Undoing
 from openaudience.store import query
+
+LARGE_BYTES = 16 << 20
+"""From here on copying a drop takes long enough to load the scanner meanwhile."""
 
 
 def unfinished(site: Site) -> bool:
@@ -55,7 +60,10 @@ def ingest(site: Site, paths: Sequence[Path], partner: str | None = None) -> lis
     """Takes copies of files as if dropped together; gives their receipts in the order applied (OP-13)."""
     applier = Applier(site)
     keep_freed_memory()
-    drop_id = drop(site, paths, partner)
+    with ThreadPoolExecutor(1) as beside:
+        if sum(path.stat().st_size for path in paths) > LARGE_BYTES:
+            beside.submit(warm_up)
+        drop_id = drop(site, paths, partner)
     with Lease(site) as lease:
         applier.settler.tidy()
         applier.work(lease, retry=True)
