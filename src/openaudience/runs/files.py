@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +11,15 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from openaudience.errors import FileRejected
+from openaudience.identity.ids import IdIndex, build_layer
+from openaudience.identity.mappings import LinkIndex
 from openaudience.inbound.decode import Block, opened, reject_empty
-from openaudience.inbound.filenames import FileName
+from openaudience.inbound.filenames import FileName, check_name, parse_name
 from openaudience.inbound.memo import Memo
 from openaudience.inbound.scan import IdRows, Rows, personal_signal, scan, scan_ids
+from openaudience.profiles import gathering
+from openaudience.runs.configuration import Configuration
 from openaudience.runs.dictionary import OwnDevice
 from openaudience.runs.reading import DataReader, Reading, Sampler, SuspectUsersError, ordered
 from openaudience.runs.rulebook import Coder, Ruleset
@@ -40,18 +45,31 @@ class Task:
     staging: Path
 
 
-def warm_up() -> None:
-    """Loads the scanner's compiled code, which takes some tenths of a second; for while files are being copied."""
-    layout = Layout("data", (Column(1, IdKind.COOKIE),))
-    scan(np.frombuffer(b"a\t1\n", np.uint8), 1, layout, Memo(lambda raw: 1), (1, 2))
-
-
 class Reader:
     """Reads files of one environment. What distinct signals mean is remembered between files of equal rules."""
 
     def __init__(self, site: Site) -> None:
         self._site = site
         self._coders: dict[str, tuple[Coder, Memo]] = {}
+
+    def prepare(self, paths: Sequence[Path]) -> None:
+        """Loads compiled code and rules that reading these files will need; for while they are being copied.
+
+        Nothing depends on it: what is wrong with a file, or changes until it is read, shows when it is read.
+        """
+        _load_kernels()
+        configuration = Configuration.of(self._site)
+        for path in paths[:MOST_CODERS]:
+            try:
+                name = parse_name(path.name)
+                sender = configuration.sender(name)
+                if name.kind != "data" or sender is None:
+                    continue
+                layout = check_name(name, configuration.sources, sender.pid, sender.access)
+            except FileRejected:
+                continue
+            ruleset = configuration.ruleset(name, layout)
+            self._coder(ruleset.digest(), ruleset)
 
     def _coder(self, digest: str, ruleset: Ruleset) -> tuple[Coder, Memo]:
         found = self._coders.pop(digest, None)
@@ -129,3 +147,22 @@ class Reader:
             if not seen:
                 raise reject_empty()
             return stream.warnings
+
+
+def _load_kernels() -> None:
+    """Calls the compiled functions of the hot path once, on one line: loading them takes some tenths of a second."""
+    layout = Layout("data", (Column(1, IdKind.COOKIE),))
+    rows = scan(np.frombuffer(b"a\t1\n", np.uint8), 1, layout, Memo(lambda raw: 1), (1, 2))
+    one, flags = np.zeros(1, np.int64), np.zeros(2, np.uint8)
+    none, at = np.zeros(0, np.uint32), np.zeros(3, np.int64)
+    gathering.count_signals(rows.tok, rows.codes, rows.reason, flags, 1, 255)
+    combo = np.full(1, -1, np.int32)
+    removes = np.full(2, -1, np.int32)
+    stamp = np.full(2, -1, np.int64)
+    gathering.qualify(
+        rows.tok, rows.codes, one, flags, at, none, removes, combo, one, none, False, stamp, np.zeros(3, np.uint8)
+    )
+    gathering.gather(np.zeros(1, np.uint32), rows.line, one, np.arange(2, dtype=np.int64), np.zeros(1, np.uint32), 1)
+    index = IdIndex([build_layer(0, rows.text, rows.start, rows.length, rows.k1, rows.k2)])
+    index.find(rows.k1, rows.k2)
+    LinkIndex([]).devices(np.zeros(1, np.uint32))

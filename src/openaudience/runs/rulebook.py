@@ -23,6 +23,8 @@ from openaudience.vocabulary import Column, IdKind, Layout, Limits
 
 MOST_UNSEEN = 100_000
 """Raw keys that are remembered as seen by no rule."""
+NAMING_KEYS = ("d_sid", "d_unsid")
+"""Keys that name a trait where their value is a number (IN-40, IN-41)."""
 
 
 class TraitRule(msgspec.Struct, frozen=True, array_like=True):
@@ -140,8 +142,10 @@ class Coder:
             if item.kind != "pair":
                 return self._code(*self._named(item))
             if equals and not self._matcher.sees(item.key):
-                # the key stands before this "=", unless a quote is open there: no value of it can matter
-                if head.count(b'"') % 2 == 0 and head.isascii() and len(self._unseen) < MOST_UNSEEN:
+                # The key stands before this "=", unless a quote is open there: no value of it can matter. Not so for
+                # the keys that name traits, whose values may be numbers the next time.
+                plain = head.count(b'"') % 2 == 0 and head.isascii() and item.key.casefold() not in NAMING_KEYS
+                if plain and len(self._unseen) < MOST_UNSEEN:
                     self._unseen.add(head)
                 return self._unused
             leaves = self._matcher.leaves(item.key, item.value) if item.key else ()

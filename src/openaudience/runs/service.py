@@ -14,7 +14,6 @@ from openaudience.catalog.ledger import FileRow, LoadRow, RunRow
 from openaudience.errors import OpenAudienceError, StoreUnavailable
 from openaudience.runs.applier import Applier
 from openaudience.runs.dropping import SET_ASIDE, drop
-from openaudience.runs.files import warm_up
 from openaudience.runs.loads import loads_in_force, numbers
 from openaudience.runs.memory import keep_freed_memory
 from openaudience.runs.packing import pack
@@ -24,7 +23,7 @@ from openaudience.runs.undoing import Undoing
 from openaudience.store import query
 
 LARGE_BYTES = 16 << 20
-"""From here on copying a drop takes long enough to load the scanner meanwhile."""
+"""From here on copying a drop takes long enough to prepare its reading meanwhile."""
 
 
 def unfinished(site: Site) -> bool:
@@ -62,7 +61,7 @@ def ingest(site: Site, paths: Sequence[Path], partner: str | None = None) -> lis
     keep_freed_memory()
     with ThreadPoolExecutor(1) as beside:
         if sum(path.stat().st_size for path in paths) > LARGE_BYTES:
-            beside.submit(warm_up)
+            beside.submit(applier.reader.prepare, paths)
         drop_id = drop(site, paths, partner)
     with Lease(site) as lease:
         applier.settler.tidy()
