@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -80,8 +81,9 @@ def run() -> None:
     # one command, then the end: looking for garbage in what was just loaded costs a tenth of a command's start
     gc.set_threshold(100_000, 50, 100)
     status = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(BrokenPipeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     # everything is closed by now; the large libraries' own clearing up would take a quarter of a second
     os._exit(status)
 
