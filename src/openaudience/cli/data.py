@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -258,7 +257,7 @@ def sql(options: Options, query: str) -> int:
     if options.as_json:
         show(json.loads(frame.write_json()))
         return 0
-    frame.write_csv(sys.stdout)
+    print(frame.write_csv(), end="")
     return 0
 
 
