@@ -44,7 +44,7 @@ from openaudience.runs.history import (
     not_hashed,
     sampler_of,
 )
-from openaudience.runs.loads import Load
+from openaudience.runs.loads import Load, decided_loads
 from openaudience.runs.outcome import Outcome
 from openaudience.runs.reading import Reading
 from openaudience.runs.receipts import compose, encoded
@@ -155,7 +155,7 @@ class Applier:
                 done.append((file, rejected))
         faults.reach("read")
         if accepted:
-            self._finish(accepted, draft, loads, configuration, started, lease)
+            self._finish(accepted, draft, loads, started, lease)
         for file, refused in done:
             self._refuse(file, refused, started, lease)
         shutil.rmtree(staging, ignore_errors=True)
@@ -249,12 +249,8 @@ class Applier:
             .join(pl.DataFrame({"ord": ordinals}, schema={"ord": pl.Int64}), on="ord")
         )
         with site.reading() as session:
-            decided = set(session.scalars(select(LoadRow.load).where(LoadRow.environment == site.name)))
-        rows = (
-            rows.filter(pl.col("load").is_in(sorted(decided)))
-            .sort("load")
-            .unique("ord", keep="first", maintain_order=True)
-        )
+            decided = decided_loads(session, site.name)
+        rows = rows.filter(pl.col("load").is_in(decided)).sort("load").unique("ord", keep="first", maintain_order=True)
         return dict(zip(rows["ord"].to_list(), rows["to_ord"].to_list(), strict=True))
 
     # ---- applying and deciding -------------------------------------------------------------------------------
@@ -264,7 +260,6 @@ class Applier:
         accepted: list[Accepted],
         draft: Draft,
         loads: Sequence[Load],
-        configuration: Configuration,
         started: int,
         lease: Lease,
     ) -> None:

@@ -39,6 +39,7 @@ class Accepted:
 
 
 def is_duplicate(site: Site, file: Waiting, accepted: Sequence[Accepted]) -> bool:
+    """Whether this very file is in force already, or was read before in this run (IN-07)."""
     row = file.row
     if any(other.waiting.row.name == row.name and other.waiting.row.digest == row.digest for other in accepted):
         return True
@@ -106,6 +107,7 @@ def hash_warnings(sync: SyncReading, configuration: Configuration, draft: World)
 
 
 def not_hashed(named: Mapping[int, BitMap], configuration: Configuration, draft: World) -> list[tuple[str, str]]:
+    """The warning for the given ordinals, by DPID, of labelled sources; none where all are digests (RT-216)."""
     bad = 0
     for dpid, seen in named.items():
         source = configuration.sources.get(dpid)
@@ -168,6 +170,7 @@ def batch_of(site: Site, file: Waiting, accepted: Sequence[Accepted]) -> tuple[i
 
 
 def sampler_of(site: Site, file: Waiting, configuration: Configuration, started: int) -> ErrorSampler | None:
+    """The sampler of a data file whose target or ID source had sampling on when its job started (UI-62)."""
     assert file.name is not None
     assert file.layout is not None
     target = file.name.target_dpid

@@ -56,6 +56,12 @@ def loads_in_force(session: Session, environment: str) -> list[Load]:
     return [load_of(row) for row in session.scalars(query)]
 
 
+def decided_loads(session: Session, environment: str) -> list[int]:
+    """Numbers of all loads that were ever in force; rows of any other load do not exist (design 2.1)."""
+    query = select(LoadRow.load).where(LoadRow.environment == environment).order_by(LoadRow.load)
+    return list(session.scalars(query))
+
+
 def views(loads: Iterable[Load], rulebook: Rulebook, namespace: int | None = None) -> list[LoadView]:
     """The loads as the fold takes them; ``namespace`` leaves out those that name other profiles."""
     return [

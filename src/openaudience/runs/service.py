@@ -10,11 +10,11 @@ from pathlib import Path
 import polars as pl
 from sqlalchemy import func, select
 
-from openaudience.catalog.ledger import FileRow, LoadRow, RunRow
+from openaudience.catalog.ledger import FileRow, RunRow
 from openaudience.errors import OpenAudienceError, StoreUnavailable
 from openaudience.runs.applier import Applier
 from openaudience.runs.dropping import SET_ASIDE, drop
-from openaudience.runs.loads import loads_in_force, numbers
+from openaudience.runs.loads import decided_loads, loads_in_force, numbers
 from openaudience.runs.memory import keep_freed_memory
 from openaudience.runs.packing import pack
 from openaudience.runs.receipts import Shown, jobs_of_drop, receipts_of
@@ -99,5 +99,5 @@ def sql(site: Site, text: str) -> pl.DataFrame:
     """Read-only SQL over the open tables, loads in force only (OP-21)."""
     with site.reading() as session:
         force = numbers(loads_in_force(session, site.name))
-        ever = list(session.scalars(select(LoadRow.load).where(LoadRow.environment == site.name)))
+        ever = decided_loads(session, site.name)
     return query.sql(text, site.tables, force, ever)
