@@ -1,9 +1,12 @@
 #!/bin/sh
-# Installs what the tests use beside Python: gpg and a PostgreSQL server. Where that takes rights or a package manager
-# that are not here, it says so, and the tests concerned are skipped by name.
+# Installs what the tests use beside Python: gpg, a PostgreSQL server, and the programs that senders use. Where that
+# takes rights or a package manager that are not here, it says so, and the tests concerned are skipped by name.
 set -eu
 missing=
 command -v gpg >/dev/null || missing="$missing gnupg"
+command -v curl >/dev/null || missing="$missing curl"
+command -v lftp >/dev/null || missing="$missing lftp"
+command -v sftp >/dev/null || missing="$missing openssh-client"
 if ! command -v initdb >/dev/null && ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then
     missing="$missing postgresql"
 fi

@@ -24,19 +24,22 @@ FLOORS: dict[str, int] = {
     "identity.keys": 2,
     "catalog": 3,
     "inbound": 4,
+    "dropoff": 4,
     "home": 5,
     "identity": 5,
     "profiles": 6,
     "runs": 7,
     "bench": 7,
-    "cli": 8,
-    "__main__": 9,
+    "serve": 8,
+    "cli": 9,
+    "__main__": 10,
 }
 
 # Beyond the floors: what a room must not know although it lies below.
 BLIND: dict[str, frozenset[str]] = {
     "rules": frozenset({"config", "store", "catalog"}),
     "inbound": frozenset({"config", "store", "catalog"}),
+    "dropoff": frozenset({"rules", "inbound", "identity.formats", "identity.keys"}),
     "profiles": frozenset({"rules", "inbound"}),
     "bench": frozenset({"catalog", "home", "identity", "profiles", "inbound", "store"}),
 }

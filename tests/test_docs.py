@@ -38,7 +38,11 @@ COMMANDS = (
     "check",
     "backup",
     "restore",
+    "keys create",
+    "keys export",
     "config show",
+    "mail test",
+    "serve",
     "bench",
 )
 

@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_origin
 
 import msgspec
 from msgspec import Meta
@@ -24,6 +24,8 @@ GIB = 2**30
 
 Count = Annotated[int, Meta(ge=1)]
 Days = Annotated[int, Meta(ge=1, le=36500)]
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Seconds = Annotated[int, Meta(ge=0, le=86400)]
 
 
 class CatalogSection(msgspec.Struct, frozen=True):
@@ -59,21 +61,116 @@ class LimitsSection(msgspec.Struct, frozen=True):
 
 
 class RetentionSection(msgspec.Struct, frozen=True):
-    """Days that things are kept: copies of processed files, undo, rejected files (IN-06, IN-55), receipts (UI-37)."""
+    """Days that things are kept: copies of processed files, undo, rejected files, objects in buckets (IN-06, IN-55),
+    receipts (UI-37).
+    """
 
     archive_days: Days = 30
     undo_days: Days = 30
     quarantine_days: Days = 30
+    object_days: Days = 30
     receipt_days: Days = 400
 
 
 class ReceiptsSection(msgspec.Struct, frozen=True):
-    """Mail of receipts (UI-31, UI-34), which this version keeps but does not send. ``from_`` is the key ``from``."""
+    """Receipts by mail (UI-31, UI-34). ``from_`` is the key ``from``; ``report_url`` is the console's address."""
 
     always: list[str] = msgspec.field(default_factory=list)
     from_: str = msgspec.field(default="openaudience@localhost", name="from")
     subject: str = "Server-To-Server Processing Result: <status> <DPID> <number of files> file(s)"
     subject_compat: bool = False
+    report_url: str = ""
+
+
+class MailSection(msgspec.Struct, frozen=True):
+    """The mail server that receipts are handed to; no ``host``: nothing is sent. ``tls``: none, starttls or tls."""
+
+    host: str = ""
+    port: Port = 25
+    tls: Literal["none", "starttls", "tls"] = "none"
+    user: str = ""
+    password: str = ""
+    ca_file: str = ""
+    timeout_seconds: Annotated[int, Meta(ge=1, le=600)] = 30
+
+
+class DropoffSection(msgspec.Struct, frozen=True):
+    """What holds for every door (IN-05, IN-90): how often they are looked at, when a file counts as whole.
+
+    ``folder`` and ``beta_folder`` hold a folder for each partner; empty: ``folder`` in the environment's part of the
+    home. ``linger_seconds``: how long a processed file stays visible to its sender.
+    """
+
+    poll_seconds: Annotated[int, Meta(ge=1, le=3600)] = 1
+    settle_seconds: Seconds = 5
+    unfinished_hours: Annotated[int, Meta(ge=1, le=8760)] = 24
+    linger_seconds: Seconds = 2
+    folder: str = ""
+    beta_folder: str = ""
+
+
+class FtpSection(msgspec.Struct, frozen=True):
+    """FTP and FTPS (IN-01, IN-02, OP-63). ``host`` and ``beta_host`` are the names that senders use.
+
+    Without ``certificate`` and ``private_key`` there is no TLS. ``passive_ports`` are "first-last"; ``address`` is what
+    PASV tells clients outside, where that is not the address they reached. ``bytes_per_second`` 0: no cap.
+    """
+
+    enabled: bool = True
+    listen: str = "127.0.0.1"
+    port: Port = 2121
+    beta_port: Port = 2122
+    host: str = "ftp-in.demdex.com"
+    beta_host: str = "sandbox-ftp-in.demdex.com"
+    address: str = ""
+    passive_ports: str = "50000-50099"
+    beta_passive_ports: str = "50100-50199"
+    certificate: str = ""
+    private_key: str = ""
+    require_tls: bool = False
+    connections: Count = 512
+    connections_per_address: Count = 50
+    idle_seconds: Annotated[int, Meta(ge=10, le=86400)] = 300
+    bytes_per_second: Annotated[int, Meta(ge=0)] = 0
+
+
+class SftpSection(msgspec.Struct, frozen=True):
+    """SFTP (IN-05). ``host_key``: an OpenSSH private key; empty: the one of the home."""
+
+    enabled: bool = True
+    listen: str = "127.0.0.1"
+    port: Port = 2022
+    beta_port: Port = 2023
+    host_key: str = ""
+    connections: Count = 512
+    connections_per_address: Count = 50
+    idle_seconds: Annotated[int, Meta(ge=10, le=86400)] = 300
+
+
+class S3Section(msgspec.Struct, frozen=True):
+    """Object storage (IN-01, IN-02, IN-04). ``buckets``: "s3://bucket/prefix" each, or "partner=s3://bucket" where a
+    bucket is one partner's own. With a queue, notifications tell what is new and the whole is listed now and then.
+    """
+
+    enabled: bool = False
+    endpoint: str = ""
+    region: str = "us-east-1"
+    access_key_id: str = ""
+    secret_access_key: str = ""
+    buckets: list[str] = msgspec.field(default_factory=lambda: ["s3://demdex-s2s-clients"])
+    beta_buckets: list[str] = msgspec.field(default_factory=lambda: ["s3://demdex-s2s-clients-sandbox-us-east-1"])
+    queue_url: str = ""
+    beta_queue_url: str = ""
+    queue_endpoint: str = ""
+    poll_seconds: Annotated[int, Meta(ge=1, le=86400)] = 5
+    list_seconds: Annotated[int, Meta(ge=1, le=86400)] = 900
+
+
+class WebSection(msgspec.Struct, frozen=True):
+    """The HTTP side of ``serve``: health, readiness, metrics (OP-41)."""
+
+    listen: str = "127.0.0.1"
+    port: Port = 8080
 
 
 class TimingSection(msgspec.Struct, frozen=True):
@@ -89,6 +186,12 @@ class Settings(msgspec.Struct, frozen=True):
     limits: LimitsSection = LimitsSection()
     retention: RetentionSection = RetentionSection()
     receipts: ReceiptsSection = msgspec.field(default_factory=ReceiptsSection)
+    mail: MailSection = MailSection()
+    dropoff: DropoffSection = DropoffSection()
+    ftp: FtpSection = FtpSection()
+    sftp: SftpSection = SftpSection()
+    s3: S3Section = msgspec.field(default_factory=S3Section)
+    web: WebSection = WebSection()
     timing: TimingSection = TimingSection()
 
 
@@ -97,11 +200,17 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "limits": LimitsSection,
     "retention": RetentionSection,
     "receipts": ReceiptsSection,
+    "mail": MailSection,
+    "dropoff": DropoffSection,
+    "ftp": FtpSection,
+    "sftp": SftpSection,
+    "s3": S3Section,
+    "web": WebSection,
     "timing": TimingSection,
 }
 
-SECRETS = frozenset({("catalog", "url")})
-"""Settings that may hold a password; shown with the password masked."""
+SECRETS = frozenset({("catalog", "url"), ("mail", "password"), ("s3", "secret_access_key")})
+"""Settings that are or may hold a password; shown with the password masked."""
 
 TEMPLATE = """\
 # Settings of this installation. Every key has a default; `openaudience config show` lists them all.
@@ -214,7 +323,7 @@ def _typed(section: str, key: str, text: str, variable: str) -> Any:
         if lowered not in ("true", "false", "1", "0"):
             raise InputError(f"environment variable {variable}: {text!r} is no boolean; write true or false")
         return lowered in ("true", "1")
-    if field.type is str:
+    if field.type is str or get_origin(field.type) is Literal:
         return text
     try:
         return int(text)
@@ -226,6 +335,8 @@ def _shown(section: str, key: str, settings: Settings) -> Any:
     struct = getattr(settings, section)
     name = next(field.name for field in msgspec.structs.fields(type(struct)) if field.encode_name == key)
     value = getattr(struct, name)
+    if (section, key) in SECRETS and section != "catalog":
+        return "***" if value else ""
     if (section, key) in SECRETS and isinstance(value, str) and "@" in value:
         head, _, tail = value.rpartition("@")
         scheme, separator, credentials = head.partition("://")

@@ -11,6 +11,7 @@
     └── TransientError               worth trying again later                    exit status 3
         ├── LeaseLost                another applier took over
         └── StoreUnavailable         disk full, catalog locked, store unreachable
+            └── LeaseTaken           another process is changing the data now
 
 A retry loop asks for ``TransientError``; nothing else decides whether to try again.
 Each message says what happened, where, and how to mend it.
@@ -103,3 +104,7 @@ class LeaseLost(TransientError):
 
 class StoreUnavailable(TransientError):
     """Disk full, catalog locked, or a store that does not answer."""
+
+
+class LeaseTaken(StoreUnavailable):
+    """Another process holds the lease of the environment longer than this one could wait."""

@@ -3,18 +3,22 @@
 ::
 
     openaudience.toml          settings (OP-40)
-    catalog.db                 the catalog, unless catalog.url names another database
+    catalog.db                 the catalog, unless catalog.url names another database; mode 0600
     keys/secret.json           installation secret and the two seeds of ID keys, mode 0600
     keys/pgp/                  key ring of inbound decryption, mode 0700
+    keys/ssh_host_ed25519      key by which the SFTP drop-off is known, mode 0600
     production/, beta/         tables, index, archive, work, quarantine, dropoff, rulesets of each environment
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import os
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,11 +30,14 @@ from openaudience import config
 from openaudience.catalog.base import open_engine, sqlite_url
 from openaudience.catalog.facade import Catalog, mapping_limits
 from openaudience.catalog.migrate import ENVIRONMENTS, upgrade
+from openaudience.catalog.secrets import Vault
 from openaudience.clock import Clock, system_clock
 from openaudience.errors import InputError, StoreUnavailable, SystemFailure, UsageError
+from openaudience.store.files import TEMPORARY, storing, sync_folder
 
 FORMAT = 1
 SETTINGS = "openaudience.toml"
+CATALOG = "catalog.db"
 FOLDERS = ("tables", "index", "archive", "work", "quarantine", "dropoff", "rulesets")
 
 
@@ -107,9 +114,13 @@ class Home:
                 for folder in FOLDERS:
                     (path / name / folder).mkdir(parents=True)
             (path / SETTINGS).write_text(config.TEMPLATE, encoding="utf-8")
+            # Holds hashes and personal data; SQLite gives the files beside it the same rights.
+            (path / CATALOG).touch(mode=0o600)
         except OSError as error:
             raise SystemFailure(f"{path}: cannot be made: {error.strerror}; check permissions and space") from None
         home = cls(path, clock, environ)
+        if home.settings.catalog.url:
+            (path / CATALOG).unlink()
         upgrade(home.engine)
         # Last, and at once: a folder is a home when it has its secret, so an interrupted init is no half home.
         _write_secret(path / "keys" / "secret.json")
@@ -128,9 +139,12 @@ class Home:
                     (path / name / folder).mkdir(parents=True, exist_ok=True)
                 except OSError as error:
                     raise StoreUnavailable(f"{path / name / folder}: cannot be made: {error.strerror}") from None
-        if not home.settings.catalog.url and not (path / "catalog.db").is_file():
-            raise SystemFailure(f"{path / 'catalog.db'} is missing; restore it from a backup")
-        upgrade(home.engine)
+        if not home.settings.catalog.url and not (path / CATALOG).is_file():
+            raise SystemFailure(f"{path / CATALOG} is missing; restore it from a backup")
+        if upgrade(home.engine):
+            for file in path.glob(f"{CATALOG}*"):
+                with storing(file):
+                    file.chmod(0o600)
         return home
 
     def close(self) -> None:
@@ -148,6 +162,45 @@ class Home:
     def pgp(self) -> Path:
         """Folder of the key ring (mode 0700)."""
         return self.path / "keys" / "pgp"
+
+    @property
+    def host_key(self) -> Path:
+        """File with the private key of the SFTP drop-off, in OpenSSH's form; made when it is first asked for.
+
+        Raises StoreUnavailable when it cannot be written.
+        """
+        file = self.path / "keys" / "ssh_host_ed25519"
+        if not file.is_file():
+            _write_host_key(file)
+        return file
+
+    def host_key_fingerprint(self) -> str:
+        """What SFTP clients show of the host key, ``SHA256:…``. Raises SystemFailure when the key is damaged."""
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives.serialization import (
+            Encoding,
+            PublicFormat,
+            load_ssh_private_key,
+        )
+
+        file = self.host_key
+        try:
+            key = load_ssh_private_key(file.read_bytes(), None)
+        except OSError as error:
+            raise SystemFailure(f"{file}: cannot be read: {error.strerror}; restore it from a backup") from None
+        except (ValueError, TypeError, UnsupportedAlgorithm):
+            raise SystemFailure(
+                f"{file} is damaged; restore it from a backup, or remove it: the next start makes another, which "
+                "senders have to accept anew"
+            ) from None
+        line = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+        digest = hashlib.sha256(base64.b64decode(line.split()[1])).digest()
+        return f"SHA256:{base64.b64encode(digest).decode().rstrip('=')}"
+
+    @cached_property
+    def vault(self) -> Vault:
+        """Seals the secrets of the catalog (OP-36)."""
+        return Vault(self.secret.secret)
 
     @cached_property
     def secret(self) -> Secret:
@@ -169,7 +222,7 @@ class Home:
     @cached_property
     def engine(self) -> Engine:
         """The catalog's database, shared by both environments."""
-        return open_engine(self.settings.catalog.url or sqlite_url(self.path / "catalog.db"))
+        return open_engine(self.settings.catalog.url or sqlite_url(self.path / CATALOG))
 
     def environment(self, name: str = "production") -> Environment:
         """Folders of ``production`` or ``beta``. Raises UsageError for any other name."""
@@ -201,3 +254,23 @@ def _write_secret(file: Path) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(file)
+
+
+def _write_host_key(file: Path) -> None:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    key = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(8)}{TEMPORARY}")
+    with storing(file):
+        try:
+            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+                stream.write(key)
+                stream.flush()
+                os.fsync(stream.fileno())
+            # Not renamed: of two processes that start at once the second takes the key of the first.
+            with suppress(FileExistsError):
+                os.link(temporary, file)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(file.parent)

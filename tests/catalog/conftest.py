@@ -12,13 +12,21 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from argon2 import PasswordHasher
 from sqlalchemy import Engine, create_engine, text
 
-from openaudience.catalog import Catalog
+from openaudience.catalog import Catalog, secrets
 from openaudience.catalog.base import open_engine
 from openaudience.catalog.migrate import upgrade
 
 _names = count(1)
+_QUICK = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+
+
+@pytest.fixture(autouse=True)
+def quick_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashes that take no time; that real ones are strong is a test of its own."""
+    monkeypatch.setattr(secrets, "hasher", lambda: _QUICK)
 
 
 def _program(name: str) -> str | None:

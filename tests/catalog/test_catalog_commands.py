@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from openaudience.cli import home as home_commands
+from openaudience.cli import main
 from openaudience.cli import workspace as workspace_commands
 from openaudience.errors import InputError, SystemFailure, UsageError
+from openaudience.home import Home
+from openaudience.inbound.pgp import GpgHome
 
 TEXT = "partners: [{pid: 1, name: acme, dataSources: [{dataSourceId: 10, name: CRM}]}]"
 
@@ -49,7 +54,69 @@ def test_init_without_gpg_makes_a_home_and_warns(
     assert home_commands.init(tmp_path / "home") == 0
     captured = capsys.readouterr()
     assert "warning: no PGP key was made" in captured.err
+    assert "openaudience keys create" in captured.err
     assert "workspace apply" in captured.out
+
+
+def test_init_prints_the_fingerprint_of_the_sftp_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(home_commands, "GpgHome", _no_gpg)
+    assert home_commands.init(tmp_path / "a") == 0
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("SFTP key")]
+    with Home.open(tmp_path / "a") as home:
+        assert shown == [f"SFTP key  {home.host_key_fingerprint()}"]
+    assert home_commands.init(tmp_path / "b", as_json=True) == 0
+    with Home.open(tmp_path / "b") as home:
+        assert json.loads(capsys.readouterr().out)["sftp_fingerprint"] == home.host_key_fingerprint()
+
+
+@pytest.mark.rule("IN-15")
+def test_keys_create_and_export(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A home made where gpg was missing gets its key later; export gives what gpg itself has."""
+    _needs_gpg()
+    run = ["--home", str(home), "keys"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(home_commands, "GpgHome", GpgHome)
+        assert main([*run, "export"]) == 1
+        captured = capsys.readouterr()
+        assert (captured.out, "openaudience keys create" in captured.err) == ("", True)
+        assert main([*run, "create", "--json"]) == 0
+        created = json.loads(capsys.readouterr().out)
+        assert created["created"] is True
+        assert main([*run, "create", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == created | {"created": False}
+        assert main([*run, "create"]) == 0
+        assert capsys.readouterr().out == f"PGP key   {created['fingerprint']}, as before\n"
+        assert main([*run, "export"]) == 0
+        armored = capsys.readouterr().out
+        assert main([*run, "export", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == {"fingerprint": created["fingerprint"], "armored": armored}
+        file = tmp_path / "key.asc"
+        assert main([*run, "export", str(file)]) == 0
+        assert capsys.readouterr().out == f"{file}: public key {created['fingerprint']}\n"
+        assert main([*run, "export", str(tmp_path / "no" / "such" / "folder")]) == 3
+        assert "could not be written" in capsys.readouterr().err
+    assert file.read_text() == armored == (home / "keys" / "inbound-public-key.asc").read_text()
+    assert armored.startswith("-----BEGIN PGP PUBLIC KEY BLOCK-----")
+    assert "PRIVATE" not in armored
+    with closing(GpgHome(tmp_path / "sender")) as sender:
+        sender._run("--import", str(file))
+        listing = sender._run("--with-colons", "--list-keys")
+    assert created["fingerprint"] in listing
+
+
+def test_keys_without_gpg(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("create", "export"):
+        assert main(["--home", str(home), "keys", command]) == 3
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err == "error: The program gpg is missing.\n"
+
+
+def _needs_gpg() -> None:
+    if shutil.which("gpg") is None:
+        pytest.skip("gpg is not installed")
 
 
 @pytest.mark.rule("OP-40")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import stat
+import subprocess
 import threading
 from pathlib import Path
 
@@ -36,9 +38,74 @@ def test_a_new_home_has_both_environments(tmp_path: Path) -> None:
         assert not set(home.environment("beta").root.parents) & {home.environment("production").root}
     assert stat.S_IMODE((path / "keys" / "secret.json").stat().st_mode) == 0o600
     assert stat.S_IMODE((path / "keys" / "pgp").stat().st_mode) == 0o700
+    assert stat.S_IMODE((path / "catalog.db").stat().st_mode) == 0o600
     with Home.open(path, environ={}) as again:
         assert again.secret.seeds == seeds
         assert len(again.secret.secret) == 32
+
+
+def test_a_home_of_an_older_version_closes_its_catalog(tmp_path: Path) -> None:
+    """It gets secrets, so nobody but its owner may read it from now on."""
+    path = tmp_path / "home"
+    with Home.create(path, environ={}) as home, home.engine.begin() as connection:
+        connection.execute(text("DROP TABLE secrets"))
+        connection.execute(text("DROP INDEX ix_documents_name"))
+        connection.execute(text("UPDATE alembic_version SET version_num = '0003'"))
+    (path / "catalog.db").chmod(0o644)
+    with Home.open(path, environ={}) as home:
+        with home.engine.connect() as connection:
+            assert connection.execute(text("SELECT count(*) FROM secrets")).scalar() == 0
+        assert {stat.S_IMODE(file.stat().st_mode) for file in path.glob("catalog.db*")} == {0o600}
+    (path / "catalog.db").chmod(0o640)
+    Home.open(path, environ={}).close()
+    assert stat.S_IMODE((path / "catalog.db").stat().st_mode) == 0o640
+
+
+def test_the_sftp_host_key_is_made_once_for_its_owner_only(tmp_path: Path) -> None:
+    with Home.create(tmp_path / "home", environ={}) as home:
+        file = home.host_key
+        content = file.read_bytes()
+        assert file == tmp_path / "home" / "keys" / "ssh_host_ed25519"
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        assert content.startswith(b"-----BEGIN OPENSSH PRIVATE KEY-----\n")
+        assert home.host_key.read_bytes() == content
+        assert sorted(path.name for path in file.parent.iterdir()) == ["pgp", "secret.json", "ssh_host_ed25519"]
+        fingerprint = home.host_key_fingerprint()
+    with Home.open(tmp_path / "home", environ={}) as again:
+        assert again.host_key_fingerprint() == fingerprint
+        file.write_bytes(content[:100])
+        with pytest.raises(SystemFailure, match="damaged"):
+            again.host_key_fingerprint()
+
+
+def test_processes_that_start_at_once_get_one_host_key(tmp_path: Path) -> None:
+    """Each finds none, makes one, and all but the first give theirs up."""
+    path = tmp_path / "home"
+    Home.create(path, environ={}).close()
+    together = threading.Barrier(4)
+    seen: list[bytes] = []
+
+    def start() -> None:
+        with Home.open(path, environ={}) as home:
+            together.wait()
+            seen.append(home.host_key.read_bytes())
+
+    threads = [threading.Thread(target=start) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(seen) == 4
+    assert set(seen) == {(path / "keys" / "ssh_host_ed25519").read_bytes()}
+
+
+@pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="ssh-keygen is not installed")
+def test_openssh_reads_the_host_key_and_sees_the_same_fingerprint(tmp_path: Path) -> None:
+    with Home.create(tmp_path / "home", environ={}) as home:
+        done = subprocess.run(
+            ["ssh-keygen", "-l", "-f", str(home.host_key)], capture_output=True, text=True, check=True
+        )
+        assert home.host_key_fingerprint() in done.stdout.split()
 
 
 @pytest.mark.rule("IN-12", "IN-01")

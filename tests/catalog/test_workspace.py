@@ -16,6 +16,7 @@ from sqlalchemy import Engine
 from openaudience.catalog import Catalog, workspace
 from openaudience.catalog.migrate import ENVIRONMENTS
 from openaudience.catalog.schema import json_schema
+from openaudience.catalog.secrets import Vault
 from openaudience.config import LimitsSection
 from openaudience.errors import InputError, WorkspaceError
 from openaudience.vocabulary import GLOBAL_SOURCES, IdKind
@@ -24,6 +25,7 @@ EXAMPLE = Path(__file__).parent / "example.yaml"
 SCHEMA = Path(workspace.__file__).parent / "workspace.schema.json"
 NOW = datetime(2026, 3, 2, 11, 4, 9, tzinfo=UTC)
 DAY = timedelta(days=1)
+VAULT = Vault(bytes(32))
 SECRETS = {
     "ACME_S3_SECRET": "s3-s3cr3t",
     "ANA_PASSWORD": "ana-s3cr3t",
@@ -61,6 +63,7 @@ class Desk:
             workspace.load(self.files(*texts)),
             self.now,
             self.limits,
+            VAULT,
             environments=environments,
             prune=prune,
             environ=SECRETS,
@@ -405,7 +408,7 @@ def test_a_data_source_in_use_is_not_deleted(desk: Desk) -> None:
 def test_unwise_names_and_keys_are_warned_of(desk: Desk) -> None:
     fields = """sid: 1, name: "a, b - c", traitType: ON_BOARDED_TRAIT, dataSourceId: 10, traitRule: 'd_mid == "1"'"""
     files = desk.files(acme(traits=f"[{{{fields}}}]"))
-    outcome = workspace.diff(desk.engine, workspace.load(files), NOW, desk.limits, environ={})
+    outcome = workspace.diff(desk.engine, workspace.load(files), NOW, desk.limits, VAULT, environ={})
     about = {warning.text.partition(":")[0]: warning.text for warning in outcome.warnings}
     assert about.keys() == {"name", "traitRule"}
     assert "comma and a hyphen" in about["name"]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from openaudience.catalog import objects, workspace
+from openaudience.catalog.secrets import Reader
 from openaudience.config import LimitsSection
 from openaudience.errors import WorkspaceError
 
@@ -31,7 +32,7 @@ def mistakes(folder: Path, text: str) -> list[str]:
     file.write_text(text, encoding="utf-8")
     try:
         planner, _ = workspace.plan(
-            workspace.load([file]), objects.Collection(), NOW, LimitsSection(), secrets={"HOME": "x"}
+            workspace.load([file]), objects.Collection(), NOW, LimitsSection(), reader=Reader({"HOME": "x"})
         )
         found = planner.mistakes
     except WorkspaceError as error:

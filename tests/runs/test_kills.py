@@ -54,7 +54,7 @@ STORIES = {
         points=(
             *("file-copied", "file-copied:2", "dropped", *ROWS, "applied", "table-committed:2", *KEEPS, "file-kept:2"),
             *(f"{table}.{part}" for table in ("realizations", "touches") for part in faults.PARTS),
-            *("realizations.part:2", "manifest.written", "publish.checked", "file.written", "file.renamed"),
+            *("manifest.written", "publish.checked", "file.written", "file.renamed"),
             *("publish.done", *(f"loads.{part}" for part in faults.PARTS), "manifest-written", "settled"),
         ),
     ),
@@ -70,6 +70,21 @@ STORIES = {
         ("ingest",),
         {"ftp_dpm_20914_5001_1700000200.sync": "e4fe9bde-caa0-47b6-908d-ffba3fa184f2\t10\n"},
         points=("table-committed:2", "tables-committed"),
+    ),
+    "several jobs": Story(
+        ("ingest",),
+        {
+            "adobe_id_0_5001_1700000200.sync": f"{DEVICES['D']}\tC-3\n{DEVICES['A']}\tC-4\n",
+            "ftp_dpm_5001_1700000200.sync": "C-3\t20\nC-1\td_unsid=901\n",
+            "ftp_dpm_8008_1700000201.sync": "K-1\ttier=gold\nK-3\ttier=tin\n",
+            "ftp_dpm_5001_1700000202.sync.gz": "no gzip\n",
+            "ftp_dpm_20914_5001_1700000203.sync": "e4fe9bde-caa0-47b6-908d-ffba3fa184f2\t10\n",
+            "ftp_dpm_5001_1700000204.overwrite": "C-4\t10\nC-1\t20\n",
+        },
+        points=(
+            *(*ROWS, "applied", "table-committed:4", "realizations.part:2", "touches.part:2", "ids.part:3"),
+            *("manifest-written", *KEEPS, "file-kept:4", "reasons-written", "settled"),
+        ),
     ),
     "overwrite": Story(
         ("ingest",),

@@ -29,12 +29,13 @@ ONE_OF_A_NAME = (
     "group",
     "user",
     "apiClient",
-    "dropoffUser",
     "partnerSite",
 )
 """Kinds whose names are unique; those of ``INSTALLATION_WIDE`` over all partners."""
 
-INSTALLATION_WIDE = frozenset({"partner", "user", "apiClient", "dropoffUser"})
+INSTALLATION_WIDE = frozenset({"partner", "user", "apiClient"})
+LONGEST_FOLDER = 255
+"""Bytes of a folder's name on every usual file system."""
 
 
 def check(plan: Planner, limits: LimitsSection, warnings: list[Mistake]) -> None:
@@ -51,6 +52,9 @@ def check(plan: Planner, limits: LimitsSection, warnings: list[Mistake]) -> None
             _segment(plan, given, limits)
         elif given.kind.name == "user":
             _user(plan, given)
+        elif given.kind.name == "dropoffUser":
+            _dropoff_user(plan, given)
+    _dropoff_names(plan)
     for name in ONE_OF_A_NAME:
         _unique(
             plan,
@@ -131,6 +135,10 @@ def _partner(plan: Planner, given: Given) -> None:
     # The name is a folder of the drop-off and a part of object-storage keys (IN-04, IN-05).
     if isinstance(name, str) and ("/" in name or "\\" in name or name.startswith(".") or name != name.strip()):
         plan.report(given.at("name"), f"name: {name!r} cannot name a drop-off folder; leave out / \\ and a first dot")
+    elif isinstance(name, str) and len(name.encode()) > LONGEST_FOLDER:
+        plan.report(
+            given.at("name"), f"name: {len(name.encode())} bytes; a drop-off folder's name has at most {LONGEST_FOLDER}"
+        )
 
 
 def _data_source(plan: Planner, given: Given) -> None:
@@ -200,6 +208,28 @@ def _user(plan: Planner, given: Given) -> None:
     email = given.entry.document.get("email")
     if isinstance(email, str) and not ADDRESS.match(email):
         plan.report(given.at("email"), f"email: {email!r} is no e-mail address")
+
+
+def _dropoff_user(plan: Planner, given: Given) -> None:
+    name = given.entry.document.get("name")
+    if isinstance(name, str) and (not name.isprintable() or name != name.strip()):
+        plan.report(
+            given.at("name"), "name: cannot be typed as a login; leave out spaces at its ends and odd characters"
+        )
+
+
+def _dropoff_names(plan: Planner) -> None:
+    """A login names one partner, so its name is unique in the whole installation, letter case apart."""
+    holders: dict[str, list[Entry]] = {}
+    for entry in plan.new.entries["dropoffUser"].values():
+        if entry.name:
+            holders.setdefault(entry.name.casefold(), []).append(entry)
+    partners = plan.new.entries["partner"]
+    for entries in holders.values():
+        owners = dict.fromkeys(repr(partners[e.pid].name) if e.pid in partners else str(e.pid) for e in entries)
+        of = f"the partners {' and '.join(owners)}" if len(owners) > 1 else f"the partner {next(iter(owners))} twice"
+        text = f"is a drop-off user of {of}; a login names one partner, so rename one"
+        _report_doubles(plan, "dropoffUser", entries, lambda e, text=text: f"name: {e.name!r} {text}", "name")  # type: ignore[misc]
 
 
 def _unique(

@@ -45,6 +45,9 @@ class FileRow(Base):
     ``state``: waiting, in_force, withdrawn, rejected, duplicate, failed (the program failed on it; ``outcome`` says
     why). Files dropped together share ``drop_id``.
     Paths are relative to the environment's folder. ``load`` is the load in force or the last that was.
+
+    ``door``, ``path`` and ``stamp`` say what lay where: the drop-off, the place in it, and which content. A door never
+    takes the same three twice, whatever crashes. ``refusal``: code and sentence of a file refused at the door (IN-87).
     """
 
     __tablename__ = "files"
@@ -68,10 +71,16 @@ class FileRow(Base):
     batch_name: Mapped[str | None] = mapped_column(Text)
     load: Mapped[int | None] = mapped_column(Big)
     outcome: Mapped[str | None] = mapped_column(Text)
+    door: Mapped[str | None] = mapped_column(String(255))
+    path: Mapped[str | None] = mapped_column(Text)
+    stamp: Mapped[str | None] = mapped_column(String(255))
+    refusal: Mapped[str | None] = mapped_column(Text)
 
     __table_args__ = (
         Index("ix_files_state", "environment", "state"),
         Index("ix_files_name", "environment", "name"),
+        # once taken, never again: also when two processes look at one door
+        Index("ix_files_stamp", "environment", "door", "path", "stamp", unique=True),
     )
 
 
@@ -142,6 +151,30 @@ class SampleRow(Base):
     column: Mapped[int] = mapped_column(Integer)
     shown: Mapped[str] = mapped_column(Text)
     until: Mapped[int] = mapped_column(Big)
+
+
+class MailRow(Base):
+    """A receipt on its way to its recipients (UI-31 … UI-35); ``recipients`` is a JSON list of addresses.
+
+    ``state``: queued, sent, failed (given up after a day). ``due``: not before this instant.
+    """
+
+    __tablename__ = "mails"
+    mail: Mapped[int] = mapped_column(Big, primary_key=True, autoincrement=True)
+    environment: Mapped[str] = mapped_column(String(16))
+    receipt: Mapped[int] = mapped_column(Big)
+    job: Mapped[int] = mapped_column(Big, index=True)
+    recipients: Mapped[str] = mapped_column(Text)
+    subject: Mapped[str] = mapped_column(Text)
+    body: Mapped[str] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(String(16))
+    attempts: Mapped[int] = mapped_column(Integer)
+    queued: Mapped[int] = mapped_column(Big)
+    due: Mapped[int] = mapped_column(Big)
+    sent: Mapped[int | None] = mapped_column(Big)
+    error: Mapped[str | None] = mapped_column(Text)
+
+    __table_args__ = (Index("ix_mails_state", "environment", "state", "due"),)
 
 
 class CounterRow(Base):

@@ -15,6 +15,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from openaudience.catalog.expiry import dead_before
+from openaudience.catalog.ledger import SampleRow
 from openaudience.catalog.schema import BUILT_IN_TRAIT_TYPES, BY_KEY, BY_NAME, FOLDER_TREES, NUMBER_MAX, Kind
 from openaudience.catalog.tables import (
     DataSourceRow,
@@ -48,7 +49,7 @@ class Entry:
 
     @property
     def name(self) -> str:
-        return str(self.document.get(self.kind.label, ""))
+        return str(self.document.get(self.kind.label) or "")
 
     @property
     def identity(self) -> int | str:
@@ -242,6 +243,9 @@ class Writer:
             self.session.delete(row)
         if name == "trait":
             self.session.merge(RefoldRow(environment=self.environment, sid=entry.number))
+        if name == "dataSource":
+            mine = (SampleRow.environment == self.environment) & (SampleRow.data_source == entry.number)
+            self.session.execute(delete(SampleRow).where(mine))
         if name in ("trait", "dataSource"):
             self.session.merge(RetiredRow(environment=self.environment, kind=name, number=entry.number, at=self.now))
 

@@ -27,13 +27,15 @@ from openaudience.catalog.schema import (
     Field,
     Kind,
 )
+from openaudience.catalog.secrets import Place, Reader
 from openaudience.catalog.values import BAD, convert
 from openaudience.config import nearest
-from openaudience.errors import Mistake
+from openaudience.errors import InputError, Mistake
 
 SAMPLING = 1209600000
 RETENTION = 62208000
 _METRIC = re.compile(METRICS)
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
 
 @dataclass(slots=True)
@@ -66,7 +68,7 @@ class Given:
 class Planner:
     """One environment's plan: ``new`` is what should be, ``given`` the entries of the files, ``mistakes`` all faults.
 
-    ``secrets``: environment variables to look for ``_env`` keys in; none: secrets are not looked for.
+    ``reader`` reads the secrets that the files refer to, which ``secrets`` then holds; none: they are not looked for.
     """
 
     def __init__(
@@ -76,12 +78,13 @@ class Planner:
         now: datetime,
         *,
         prune: bool = False,
-        secrets: Mapping[str, str] | None = None,
+        reader: Reader | None = None,
     ) -> None:
         self.sources = sources
         self.old = old
         self.now = now
-        self.secrets = secrets
+        self.reader = reader
+        self.secrets: dict[Place, str] = {}
         self.mistakes: list[Mistake] = []
         self.given: list[Given] = []
         self.claimed: dict[tuple[str, int], Given] = {}
@@ -380,8 +383,12 @@ class Planner:
         others: set[str],
         document: dict[str, Any],
         fresh: bool,
+        path: str = "",
     ) -> None:
-        """Takes the fields of ``node`` into ``document``; null keeps the value, or clears one that may be null."""
+        """Takes the fields of ``node`` into ``document``; null keeps the value, or clears one that may be null.
+
+        ``path`` leads from the object to a nested ``document``.
+        """
         ways = {f"{secret}_{way}": (secret, way) for secret in secrets for way in ("env", "file")}
         for key, value in node.value.items():
             known = fields.get(key)
@@ -390,7 +397,7 @@ class Planner:
             elif known is not None:
                 self._list(given, key, known, value, document)
             elif key in ways:
-                self._secret(given, ways[key], value, node, document)
+                self._secret(given, ways[key], value, node, document, path)
             elif key in secrets:
                 if value.value is not None:
                     self.report(value, f"{key}: secrets never stand in the file; write {key}_env or {key}_file")
@@ -427,39 +434,47 @@ class Planner:
             if key != "mappings":
                 for name, inner in known.fields.items():
                     entry[name] = list(inner.default) if isinstance(inner.default, tuple) else inner.default
-            self._convert(given, item, known.fields, known.secrets, set(LIST_IGNORED), entry, True)
+            path = f"{key}.{len(entries)}."
+            self._convert(given, item, known.fields, known.secrets, set(LIST_IGNORED), entry, True, path)
             entries.append(entry)
             if key == "mappings":
                 given.mappings.append((entry, item))
         if key != "mappings":
             document[key] = entries
 
-    def _secret(self, given: Given, secret: tuple[str, str], value: Node, node: Node, document: dict[str, Any]) -> None:
+    def _secret(
+        self, given: Given, secret: tuple[str, str], value: Node, node: Node, document: dict[str, Any], path: str
+    ) -> None:
+        """Takes a reference to a secret, and the secret; null keeps both, empty text takes both away (API-414)."""
         name, way = secret
         if value.value is None:
             return
-        if not isinstance(value.value, str) or not value.value:
+        if not isinstance(value.value, str):
             self.report(value, f"{name}_{way}: must be text")
             return
         if way == "env" and self._has(node, f"{name}_file"):
             self.report(value, f"{name}: give {name}_env or {name}_file, not both")
             return
-        stored = value.value
-        if way == "file":
-            path = (given.source.folder / value.value).absolute()
-            stored = str(path)
-            if self.secrets is not None:
-                try:
-                    empty = not path.read_bytes().strip()
-                except OSError as error:
-                    self.report(value, f"{name}_file: {value.value} cannot be read: {error.strerror}")
-                    return
-                if empty:
-                    self.report(value, f"{name}_file: {value.value} is empty; write the secret into it")
-        elif self.secrets is not None and not self.secrets.get(value.value):
-            self.report(value, f"{name}_env: the environment variable {value.value} is not set")
-        document.pop(f"{name}_{'file' if way == 'env' else 'env'}", None)
-        document[f"{name}_{way}"] = stored
+        document.pop(f"{name}_env", None)
+        document.pop(f"{name}_file", None)
+        if not value.value:
+            return
+        file = (given.source.folder / value.value).absolute()
+        # What has not the form of a name may be the secret itself, put in the wrong place: it is not shown.
+        if way == "env" and not _VARIABLE.match(value.value):
+            self.report(value, f"{name}_env: must be the name of an environment variable: letters, digits and _")
+            return
+        document[f"{name}_{way}"] = value.value if way == "env" else str(file)
+        if self.reader is None:
+            return
+        place, login = Place(given.kind.key, given.entry.number, f"{path}{name}"), given.kind.login
+        try:
+            if way == "env":
+                self.secrets[place] = self.reader.variable(value.value, login=login)
+            else:
+                self.secrets[place] = self.reader.file(file, value.value, login=login)
+        except InputError as error:
+            self.report(value, f"{name}_{way}: {error}")
 
     def _data_source(self, given: Given) -> None:
         """Defaults and fields of a data source that hang on others (API-80, UI-61)."""

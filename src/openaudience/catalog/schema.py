@@ -50,7 +50,10 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of object: its key under a partner, its identifier, and how an entry without it is found (OP-35)."""
+    """A kind of object: its key under a partner, its identifier, and how an entry without it is found (OP-35).
+
+    ``login``: its secrets prove who somebody is, so they are kept hashed; other secrets are sealed (OP-36).
+    """
 
     name: str
     key: str
@@ -61,6 +64,7 @@ class Kind:
     first: int = 1
     ignored: frozenset[str] = frozenset()
     secrets: tuple[str, ...] = ()
+    login: bool = False
     fold: bool = False
     label: str = "name"
 
@@ -458,6 +462,7 @@ KINDS: tuple[Kind, ...] = (
         USER_FIELDS,
         sequence="user",
         secrets=("password",),
+        login=True,
         ignored=frozenset({"uid", "admin", "companyName"}),
         label="username",
     ),
@@ -469,6 +474,7 @@ KINDS: tuple[Kind, ...] = (
         CLIENT_FIELDS,
         sequence="api_client",
         secrets=("clientSecret",),
+        login=True,
         label="clientId",
     ),
     Kind(
@@ -479,6 +485,7 @@ KINDS: tuple[Kind, ...] = (
         DROPOFF_USER_FIELDS,
         sequence="dropoff_user",
         secrets=("password",),
+        login=True,
     ),
 )
 """Every kind under a partner, in the order in which references can be resolved and objects are shown."""
@@ -542,7 +549,8 @@ def _ignored(kind: Kind) -> list[str]:
 def _closed(properties: dict[str, Any], secrets: tuple[str, ...]) -> dict[str, Any]:
     for secret in secrets:
         for way in ("env", "file"):
-            properties[f"{secret}_{way}"] = {"type": "string", "minLength": 1}
+            # Empty text takes the secret away; null, as anywhere, keeps it (API-414).
+            properties[f"{secret}_{way}"] = {"type": ["string", "null"]}
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 

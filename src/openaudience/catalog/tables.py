@@ -73,6 +73,23 @@ class DocumentRow(ObjectRow):
     __tablename__ = "documents"
     kind: Mapped[str] = mapped_column(String(32), primary_key=True)
 
+    __table_args__ = (Index("ix_documents_name", "environment", "kind", "name"),)
+
+
+class SecretRow(Base):
+    """A secret of an object, hashed or sealed (OP-36); the object's document holds the reference it was read by.
+
+    ``kind`` and ``number`` as in ``documents``; ``form`` and ``value``: see ``secrets.Kept``.
+    """
+
+    __tablename__ = "secrets"
+    environment: Mapped[str] = mapped_column(String(16), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(32), primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    field: Mapped[str] = mapped_column(String(64), primary_key=True)
+    form: Mapped[str] = mapped_column(String(16))
+    value: Mapped[str] = mapped_column(Text)
+
 
 class RuleVersionRow(Base):
     """A change of a trait's rule: ``version`` counts from 0 at creation (QL-313, API-94)."""

@@ -12,6 +12,7 @@ from datetime import UTC, date, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+from openaudience.catalog import public_keys
 from openaudience.catalog.document import Node
 from openaudience.catalog.schema import Field
 from openaudience.config import nearest
@@ -23,7 +24,8 @@ BAD: Any = object()
 
 EMPTY_IS_NULL = frozenset({"integrationCode", "traitRule", "mergeRuleDataSourceId", "companyName", "orgId"})
 LABELS = frozenset({"name", "username", "clientId", "companyName", "authenticatedProfileName"})
-ADDRESS = re.compile(r"[^\s@,;<>]+@[^\s@,;<>]+\.[^\s@,;<>]+\Z")
+ADDRESS = re.compile(r"(?=.{3,254}\Z)[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+\Z")
+"""An e-mail address that every mail server takes: ASCII; a domain of other letters is written as xn--… (UI-70)."""
 HOST = re.compile(r"(?:\*\.)?[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*(?::[0-9]{1,5})?\Z")
 _DAILY = re.compile(r"daily (?:[01][0-9]|2[0-3]):[0-5][0-9]\Z")
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}\Z")
@@ -57,6 +59,8 @@ def convert(name: str, field: Field, node: Node, report: Report) -> Any:
             value = _date(name, node, report)
         case _:
             value = _scalar(name, node, report)
+    if value is not BAD and name == "publicKeys":
+        return _public_keys(name, value, node, report)
     return value if value is BAD else _special(name, value, node, report)
 
 
@@ -205,6 +209,14 @@ def _special(name: str, value: Any, node: Node, report: Report) -> Any:
         report(node, problem)
         return BAD
     return value
+
+
+def _public_keys(name: str, values: list[str], node: Node, report: Report) -> Any:
+    faults = [(item, public_keys.fault(item.value.strip())) for item in node.value]
+    for item, fault in faults:
+        if fault:
+            report(item, f"{name}: {fault}")
+    return BAD if any(fault for _, fault in faults) else list(dict.fromkeys(value.strip() for value in values))
 
 
 def _addresses(values: list[str]) -> list[str]:

@@ -1,15 +1,15 @@
 """Workspace files: the catalog as code. Check, compare, apply, export (OP-30 … OP-37).
 
-Secrets (OP-36) are kept as the ``_env`` or ``_file`` key that names them and looked for when a file is applied;
-rooms that log in or deliver read them by that name. ``_file`` paths are kept absolute. Segments, merge rules, derived
-signals, destinations, users, groups and clients are stored and checked for form, names, numbers and references only:
-what they do belongs to the rooms that use them.
+Secrets (OP-36) are read when a file is applied and go into a table of their own (``secrets``); the document keeps the
+``_env`` or ``_file`` key that names them, with an absolute path. A reference left out keeps the secret (OP-35), an
+empty one removes it. Segments, merge rules, derived signals, destinations, users, groups and clients are stored and
+checked for form, names, numbers and references only: what they do belongs to the rooms that use them.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +19,7 @@ import yaml
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from openaudience.catalog import objects
+from openaudience.catalog import objects, secrets
 from openaudience.catalog.base import transaction
 from openaudience.catalog.checks import check
 from openaudience.catalog.document import parse
@@ -28,12 +28,20 @@ from openaudience.catalog.migrate import ENVIRONMENTS
 from openaudience.catalog.objects import Collection, Entry, milliseconds
 from openaudience.catalog.planning import Planner, Source
 from openaudience.catalog.schema import FOLDER_TREES, KINDS, PARTNER, Kind
+from openaudience.catalog.secrets import Keeper, Place, Reader, Vault
 from openaudience.config import LimitsSection
 from openaudience.errors import InputError, Mistake, WorkspaceError
 from openaudience.vocabulary import GLOBAL_SOURCES, DataSource, Trait
 
 USER = "workspace"
 """Who changed it, in the log of trait rules."""
+
+Difference = tuple["Change", Entry | None, Entry | None]
+"""A change with the old and the new object."""
+
+_LOGIN_KEYS = tuple(
+    f"{secret}_{way}" for kind in KINDS if kind.login for secret in kind.secrets for way in ("env", "file")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +107,13 @@ def plan(
     limits: LimitsSection,
     *,
     prune: bool = False,
-    secrets: Mapping[str, str] | None = None,
+    reader: Reader | None = None,
 ) -> tuple[Planner, list[Mistake]]:
-    """The plan for one environment and its warnings; ``Planner.mistakes`` tells whether it may be carried out."""
-    planner = Planner(sources, collection, now, prune=prune, secrets=secrets)
+    """The plan for one environment and its warnings; ``Planner.mistakes`` tells whether it may be carried out.
+
+    Without a ``reader`` secrets are not looked for.
+    """
+    planner = Planner(sources, collection, now, prune=prune, reader=reader)
     warnings: list[Mistake] = []
     check(planner, limits, warnings)
     return planner, warnings
@@ -113,14 +124,16 @@ def diff(
     sources: Sequence[Source],
     now: datetime,
     limits: LimitsSection,
+    vault: Vault,
     *,
     environments: Sequence[str] = ENVIRONMENTS,
     prune: bool = False,
     environ: Mapping[str, str] | None = None,
 ) -> Outcome:
     """What ``apply`` would change, without doing it."""
+    reader, keeper = Reader(os.environ if environ is None else environ), Keeper(vault)
     with transaction(engine, write=False) as session:
-        return _run(session, sources, now, limits, environments, prune, environ, write=False)
+        return _run(session, sources, now, limits, environments, prune, reader, keeper, write=False)
 
 
 def apply(
@@ -128,6 +141,7 @@ def apply(
     sources: Sequence[Source],
     now: datetime,
     limits: LimitsSection,
+    vault: Vault,
     *,
     environments: Sequence[str] = ENVIRONMENTS,
     prune: bool = False,
@@ -135,10 +149,36 @@ def apply(
 ) -> Outcome:
     """Makes the catalog what the files say, in every environment named or in none (OP-31).
 
-    Raises WorkspaceError with every mistake. With ``prune`` what the files do not name is deleted.
+    ``vault`` seals secrets; ``environ`` holds the environment variables of ``_env`` keys. Raises WorkspaceError with
+    every mistake. With ``prune`` what the files do not name is deleted.
     """
+    reader, keeper = Reader(os.environ if environ is None else environ), Keeper(vault)
+    if any(key in line for source in sources for line in source.lines for key in _LOGIN_KEYS):
+        _hash_ahead(engine, sources, now, environments, prune, reader, keeper)
     with transaction(engine, write=True) as session:
-        return _run(session, sources, now, limits, environments, prune, environ, write=True)
+        return _run(session, sources, now, limits, environments, prune, reader, keeper, write=True)
+
+
+def _hash_ahead(
+    engine: Engine,
+    sources: Sequence[Source],
+    now: datetime,
+    environments: Sequence[str],
+    prune: bool,
+    reader: Reader,
+    keeper: Keeper,
+) -> None:
+    """Works out hashes before the write transaction: a hundred take seconds, in which every other writer would wait."""
+    with transaction(engine, write=False) as session:
+        plans = [
+            (name, Planner(sources, objects.read(session, name), now, prune=prune, reader=reader))
+            for name in environments
+        ]
+        kept = {name: secrets.stored(session, name) for name in environments}
+    if any(planner.mistakes for _, planner in plans):
+        return
+    for name, planner in plans:
+        keeper.prepare(planner.secrets, keeper.changed(name, planner.secrets, kept[name]))
 
 
 def _run(
@@ -148,17 +188,17 @@ def _run(
     limits: LimitsSection,
     environments: Sequence[str],
     prune: bool,
-    environ: Mapping[str, str] | None,
+    reader: Reader,
+    keeper: Keeper,
     *,
     write: bool,
 ) -> Outcome:
-    secrets = os.environ if environ is None else environ
     plans: list[tuple[str, Planner]] = []
     mistakes: dict[Mistake, None] = {}
     warnings: dict[Mistake, None] = {}
     for environment in environments:
         stored = objects.read(session, environment)
-        planner, found = plan(sources, stored, now, limits, prune=prune, secrets=secrets)
+        planner, found = plan(sources, stored, now, limits, prune=prune, reader=reader)
         mistakes |= dict.fromkeys(planner.mistakes)
         warnings |= dict.fromkeys(found)
         plans.append((environment, planner))
@@ -166,24 +206,27 @@ def _run(
         raise WorkspaceError(sorted(mistakes, key=lambda m: (m.file, m.line, m.column)))
     changes: dict[Change, None] = {}
     for environment, planner in plans:
-        made = compare(planner)
+        fresh = keeper.changed(environment, planner.secrets, secrets.stored(session, environment))
+        made = compare(planner, fresh)
         changes |= dict.fromkeys(change for change, _, _ in made)
         if write:
             _write(session, environment, planner, made, now)
+            keeper.keep(session, environment, planner.secrets, fresh)
     return Outcome(tuple(changes), tuple(warnings))
 
 
-def compare(planner: Planner) -> list[tuple[Change, Entry | None, Entry | None]]:
-    """The differences a plan makes: each change with the old and the new object; deletions last."""
-    made: list[tuple[Change, Entry | None, Entry | None]] = []
-    gone: list[tuple[Change, Entry | None, Entry | None]] = []
+def compare(planner: Planner, secrets_changed: Set[Place] = frozenset()) -> list[Difference]:
+    """The differences a plan makes; deletions last. An object whose secret changed is an update, too."""
+    made: list[Difference] = []
+    gone: list[Difference] = []
+    with_secrets = {(place.kind, place.number) for place in secrets_changed}
     for kind in (PARTNER, *KINDS):
         old, new = planner.old.entries[kind.name], planner.new.entries[kind.name]
         for number, entry in new.items():
             before = old.get(number)
             if before is None:
                 made.append((Change("create", kind.name, entry.identity, entry.name), None, entry))
-            elif before.document != entry.document:
+            elif before.document != entry.document or (kind.key, number) in with_secrets:
                 made.append((Change("update", kind.name, entry.identity, entry.name), before, entry))
         for number, entry in old.items():
             if number not in new:
@@ -191,13 +234,7 @@ def compare(planner: Planner) -> list[tuple[Change, Entry | None, Entry | None]]
     return made + gone[::-1]
 
 
-def _write(
-    session: Session,
-    environment: str,
-    planner: Planner,
-    made: list[tuple[Change, Entry | None, Entry | None]],
-    now: datetime,
-) -> None:
+def _write(session: Session, environment: str, planner: Planner, made: list[Difference], now: datetime) -> None:
     stamp = milliseconds(now)
     writer = objects.Writer(session, environment, now, USER)
     for _, old, new in made:
@@ -208,6 +245,9 @@ def _write(
             writer.put(new, old)
         elif old is not None:
             writer.remove(old)
+        entry = new or old
+        if entry is not None and old is not None and secrets.holds(entry.kind):
+            secrets.forget(session, environment, entry, all_of_it=new is None)
     objects.keep_sequences(session, environment, planner.new)
 
 

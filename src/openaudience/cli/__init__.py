@@ -124,9 +124,13 @@ app = typer.Typer(
     f"(default: ${HOME_VARIABLE}, else ./{DEFAULT_HOME}), --environment production|beta and --json.",
 )
 workspace_app = typer.Typer(no_args_is_help=True, help="The taxonomy as code: one file says what the catalog holds.")
+keys_app = typer.Typer(no_args_is_help=True, help="Keys that senders need.")
 config_app = typer.Typer(no_args_is_help=True, help="Settings and where they come from.")
+mail_app = typer.Typer(no_args_is_help=True, help="Receipts by mail.")
 app.add_typer(workspace_app, name="workspace")
+app.add_typer(keys_app, name="keys")
 app.add_typer(config_app, name="config")
+app.add_typer(mail_app, name="mail")
 
 Files = Annotated[list[Path], typer.Argument(help="Files, in any order.", show_default=False)]
 Job = Annotated[int, typer.Argument(help="Number of the job.", show_default=False)]
@@ -154,6 +158,27 @@ def init(context: typer.Context) -> int:
     return home.init(options.home, options.as_json, options.clock)
 
 
+@keys_app.command("create")
+def keys_create(context: typer.Context) -> int:
+    """Make the PGP key for encrypted files, if there is none yet."""
+    from openaudience.cli import home
+
+    options: Options = context.obj
+    return home.keys_create(options.home, options.as_json)
+
+
+@keys_app.command("export")
+def keys_export(
+    context: typer.Context,
+    file: Annotated[Path | None, typer.Argument(help="Where to; default: standard output.", show_default=False)] = None,
+) -> int:
+    """Write the public PGP key that senders encrypt to."""
+    from openaudience.cli import home
+
+    options: Options = context.obj
+    return home.keys_export(options.home, file, options.as_json)
+
+
 @config_app.command("show")
 def config_show(context: typer.Context) -> int:
     """Show every setting with its effective value and where it comes from."""
@@ -161,6 +186,14 @@ def config_show(context: typer.Context) -> int:
 
     options: Options = context.obj
     return home.config_show(options.home, options.as_json)
+
+
+@mail_app.command("test")
+def mail_test(context: typer.Context, address: Annotated[str, typer.Argument(show_default=False)]) -> int:
+    """Mail a sample receipt and show what the mail server answers."""
+    from openaudience.cli import data
+
+    return data.mail_test(context.obj, address)
 
 
 @workspace_app.command("apply")
@@ -340,6 +373,23 @@ def restore(context: typer.Context, folder: Annotated[Path, typer.Argument(metav
     from openaudience.cli import data
 
     return data.restore(context.obj, folder)
+
+
+@app.command()
+def serve(
+    context: typer.Context,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--only", metavar="PART", help="Only this part: ftp, sftp, intake, worker, mail or web. May be repeated."
+        ),
+    ] = None,
+) -> int:
+    """Run the drop-offs, the intake, the workers, the mail and the health page until stopped."""
+    from openaudience.serve.supervisor import serve as run_parts
+
+    options: Options = context.obj
+    return run_parts(options.home, only or (), as_json=options.as_json)
 
 
 @app.command("bench")

@@ -243,9 +243,27 @@ def samples(options: Options, data_source: int) -> int:
         show(documents)
         return 0
     for one in documents:
-        print(f"{one['count']:>10,} × {one['code']}  {one['file']}:{one['line']}:{one['column']}  {one['shown']}")
+        print(f"{one['count']:>10,} × {one['code']}  {one['file']}:{one['line']}:{one['column']}  job {one['job']}")
+        marked = {name: f"»{one[name]}«" if one["offending"] == name else one[name] for name in ("id", "signals")}
+        parts = [part for part in marked.values() if part] if one["id"] else [f"»{one['shown']}«"]
+        print(" " * 13 + "  ".join(parts))
+        print(" " * 13 + one["text"] + (f" Expected: {one['expected']}." if "expected" in one else ""))
     if not documents:
         print("no samples: switch them on with samplingEnabled: true in the workspace file")
+    return 0
+
+
+def mail_test(options: Options, address: str) -> int:
+    from openaudience.runs.post import PostOffice
+    from openaudience.runs.site import Site
+
+    with opened_home(options) as home:
+        site = Site(home, options.chosen)
+        answer = PostOffice(site).send_test(address)
+    if options.as_json:
+        show({"address": address, "answer": answer})
+    else:
+        print(f"the mail server answered: {answer}")
     return 0
 
 

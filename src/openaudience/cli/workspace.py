@@ -82,6 +82,7 @@ def _both(
                 workspace.load(files),
                 opened.clock(),
                 opened.settings.limits,
+                opened.vault,
                 environments=environments,
                 prune=prune,
             )

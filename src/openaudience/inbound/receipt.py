@@ -337,9 +337,11 @@ class Receipt:
         if self.case_help.count:
             pairs = ", ".join(f"{sent} ~ {known}" for sent, known in self.case_help.pairs)
             lines.append(f"IDs that differ by case or leading zeros only: {self.case_help.count} ({pairs})")
-        return "\n".join(lines) + "\n"
+        # a file may have any name: it must not write lines of its own
+        return "".join(f"{line.translate(_CONTROLS)}\n" for line in lines)
 
 
+_CONTROLS = dict.fromkeys([*range(32), *range(127, 160), 0x2028, 0x2029], "\N{REPLACEMENT CHARACTER}")
 _DATA_LINES = (
     ("Records received:", "records_received"),
     ("Format Errors:", "format_errors"),

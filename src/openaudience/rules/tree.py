@@ -1,14 +1,19 @@
-"""The parse tree of a trait rule, its canonical text and its meaning on one record (QL-408, QL-421 … QL-430)."""
+"""Parse trees: the connectives that trait and segment rules share (QL-408, QL-802), and the comparisons of trait
+rules with their canonical text and their meaning on one record (QL-421 … QL-430)."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
+from typing import Generic, TypeAlias, TypeVar
 
 from openaudience.rules.patterns import compiled
+
+L = TypeVar("L")
+"""The kind of leaf."""
 
 NUMERIC_OPERATORS = frozenset({"<", "<=", ">", ">="})
 NAMED_OPERATORS = frozenset({"contains", "matcheswords", "startswith", "endswith", "matchesregex"})
@@ -30,27 +35,74 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class Not:
+class Not(Generic[L]):
     """True exactly when ``operand`` is false (QL-429)."""
 
-    operand: Node
+    operand: Tree[L]
 
 
 @dataclass(frozen=True, slots=True)
-class And:
+class And(Generic[L]):
     """Two or more operands, in the order written."""
 
-    operands: tuple[Node, ...]
+    operands: tuple[Tree[L], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Or:
+class Or(Generic[L]):
     """Two or more operands, in the order written."""
 
-    operands: tuple[Node, ...]
+    operands: tuple[Tree[L], ...]
 
 
-Node = Comparison | Not | And | Or
+Tree: TypeAlias = L | Not[L] | And[L] | Or[L]
+"""A rule over leaves of one kind: comparisons in trait rules, terms in segment rules."""
+
+Node: TypeAlias = Tree[Comparison]
+"""The tree of a trait rule."""
+
+
+def leaves(tree: Tree[L]) -> Iterator[L]:
+    """All leaves of a rule, left to right, repeated ones too."""
+    match tree:
+        case Not(operand):
+            yield from leaves(operand)
+        case And(operands) | Or(operands):
+            for operand in operands:
+                yield from leaves(operand)
+        case _:
+            yield tree
+
+
+def holds(tree: Tree[L], leaf: Callable[[L], bool]) -> bool:
+    """The truth of a rule, given the truth of its leaves."""
+    match tree:
+        case Not(operand):
+            return not holds(operand, leaf)
+        case And(operands):
+            return all(holds(operand, leaf) for operand in operands)
+        case Or(operands):
+            return any(holds(operand, leaf) for operand in operands)
+        case _:
+            return leaf(tree)
+
+
+def written(tree: Tree[L], leaf: Callable[[L], str]) -> str:
+    """The text of a rule, given the text of its leaves; parentheses only where the tree needs them."""
+
+    def inner(operand: Tree[L], *grouped: type[object]) -> str:
+        text = written(operand, leaf)
+        return f"({text})" if isinstance(operand, grouped) else text
+
+    match tree:
+        case Not(operand):
+            return f"NOT {inner(operand, And, Or)}"
+        case And(operands):
+            return " AND ".join(inner(operand, And, Or) for operand in operands)
+        case Or(operands):
+            return " OR ".join(inner(operand, Or) for operand in operands)
+        case _:
+            return leaf(tree)
 
 
 def number(text: str) -> Decimal | None:
@@ -83,20 +135,16 @@ def canonical(node: Node) -> str:
 
     Raises ``ValueError`` for a regular expression that no quoted text can hold; ``parse`` makes none.
     """
-    match node:
-        case Comparison(key, op, value):
-            left = key if is_bare_key(key) else _quoted(key)
-            if op == "matchesregex":
-                return f"{left} {op} {_quoted_pattern(value)}"
-            bare = op in NUMERIC_OPERATORS and _BARE_NUMBER.fullmatch(value)
-            return f"{left} {op} {value if bare else _quoted(value)}"
-        case Not(operand):
-            inner = canonical(operand)
-            return f"NOT ({inner})" if isinstance(operand, And | Or) else f"NOT {inner}"
-        case And(operands):
-            return " AND ".join(f"({canonical(o)})" if isinstance(o, And | Or) else canonical(o) for o in operands)
-        case Or(operands):
-            return " OR ".join(f"({canonical(o)})" if isinstance(o, Or) else canonical(o) for o in operands)
+    return written(node, _comparison)
+
+
+def _comparison(leaf: Comparison) -> str:
+    key, op, value = leaf.key, leaf.op, leaf.value
+    left = key if is_bare_key(key) else _quoted(key)
+    if op == "matchesregex":
+        return f"{left} {op} {_quoted_pattern(value)}"
+    bare = op in NUMERIC_OPERATORS and _BARE_NUMBER.fullmatch(value)
+    return f"{left} {op} {value if bare else _quoted(value)}"
 
 
 def _quoted(text: str) -> str:
@@ -152,24 +200,14 @@ def evaluate(node: Node, record: Mapping[str, Sequence[str]]) -> bool:
 
     ``record``: key → values after clean-up (QL-105, QL-106), original spelling.
     """
-    match node:
-        case Comparison(key, op, value):
-            folded, passes = key.casefold(), test(op, value)
-            return any(passes(v) for k, values in record.items() if k.casefold() == folded for v in values)
-        case Not(operand):
-            return not evaluate(operand, record)
-        case And(operands):
-            return all(evaluate(operand, record) for operand in operands)
-        case Or(operands):
-            return any(evaluate(operand, record) for operand in operands)
+
+    def satisfied(leaf: Comparison) -> bool:
+        folded, passes = leaf.key.casefold(), test(leaf.op, leaf.value)
+        return any(passes(v) for k, values in record.items() if k.casefold() == folded for v in values)
+
+    return holds(node, satisfied)
 
 
 def comparisons(node: Node) -> tuple[Comparison, ...]:
     """All comparisons of a rule, left to right, repeated ones too."""
-    match node:
-        case Comparison():
-            return (node,)
-        case Not(operand):
-            return comparisons(operand)
-        case And(operands) | Or(operands):
-            return tuple(leaf for operand in operands for leaf in comparisons(operand))
+    return tuple(leaves(node))

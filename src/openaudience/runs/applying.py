@@ -24,8 +24,7 @@ from openaudience.runs.reading import Reading, bitmap
 from openaudience.runs.rulebook import Ruleset
 from openaudience.runs.syncing import Pairs, SyncReading
 from openaudience.runs.world import DEVICES, Draft, traits_name
-from openaudience.store.parts import Part
-from openaudience.store.tables import Tables
+from openaudience.store.parts import RowCollection
 from openaudience.vocabulary import GLOBAL_SOURCES, IdKind
 
 FROM_FILE = 0
@@ -62,26 +61,14 @@ def instants(count: int, at: int) -> pa.Array:
 
 
 class FileApplication:
-    """Applies one file's reading to a draft; collects the Parquet parts to be committed, by table."""
+    """Applies one file's reading to a draft; ``rows`` collects the facts to be committed."""
 
-    def __init__(self, draft: Draft, tables: Tables, staging: Path, load: int, position: int) -> None:
+    def __init__(self, draft: Draft, staging: Path, load: int, position: int) -> None:
         self.draft = draft
-        self._tables = tables
-        self._staging = staging
         self.load = load
         self._position = position
-        self.parts: dict[str, list[Part]] = {}
+        self.rows = RowCollection(staging)
         self.asserts_links = False
-
-    def _write(self, table: str, dpid: int, data: pa.Table) -> None:
-        if data.num_rows:
-            self.parts.setdefault(table, []).extend(self._tables.write_part(table, dpid, data, self._staging))
-
-    def all_parts(self) -> Iterator[tuple[str, Part]]:
-        """The Parquet parts to be committed, with their tables."""
-        for table, parts in self.parts.items():
-            for part in parts:
-                yield table, part
 
     # ---- IDs and mappings ------------------------------------------------------------------------------------
 
@@ -99,7 +86,7 @@ class FileApplication:
             text = pa.LargeStringArray.from_buffers(count, pa.py_buffer(offs - offs[0]), pa.py_buffer(blob)).cast(
                 pa.string()
             )
-            self._write(
+            self.rows.add(
                 "ids",
                 dpid,
                 pa.table(
@@ -131,7 +118,7 @@ class FileApplication:
             some = slice(begin, begin + MOST_AT_ONCE)
             count = pairs.customer[some].size
             seq = np.arange(begin, begin + count, dtype=np.int64)
-            self._write(
+            self.rows.add(
                 "links",
                 dpid,
                 pa.table(
@@ -186,8 +173,7 @@ class FileApplication:
         """Writes the load's own bitmaps, after which the reading's need no memory any more."""
         layer = own_layer(reading)
         self.draft.put_load(self.load, {**layer, TOUCHED: reading.touched, STORED: reading.stored})
-        if reading.parts:
-            self.parts.setdefault("realizations", []).extend(reading.parts)
+        self.rows.absorb(reading.facts)
         reading.joined, reading.left = {}, {}
 
     def apply_traits(self, reading: Reading, namespace: int, overwrite: bool, begun: BitMap, at: int) -> int:
@@ -220,7 +206,7 @@ class FileApplication:
     def write_touches(self, touched: BitMap, namespace: int, at: int) -> None:
         """Facts of the profiles that the file reached."""
         ordinals = np.frombuffer(touched.to_array(), np.uint32).astype(np.int64)
-        self._write(
+        self.rows.add(
             "touches",
             namespace,
             pa.table(

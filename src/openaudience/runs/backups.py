@@ -95,6 +95,9 @@ def restore(folder: Path, home: Path) -> None:
     keys = sorted(name for name in contents.files if name.split("/")[0] == KEYS and name != SECRET)
     restore_tree(folder, home, {name.split("/")[0] for name in contents.files} - {KEYS})
     with storing(home):
+        # it holds hashes of passwords
+        (home / CATALOG).chmod(0o600)
+    with storing(home):
         (home / KEYS).mkdir(mode=0o700)
         (home / KEYS / "pgp").mkdir(mode=0o700)
     copy_tree(folder, home, keys)

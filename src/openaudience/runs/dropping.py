@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -12,12 +11,12 @@ from pathlib import Path
 from sqlalchemy import select
 
 from openaudience.catalog.ledger import FileRow
+from openaudience.dropoff.doors import blocks_of, write_durably
 from openaudience.errors import FileRejected, InputError
 from openaudience.inbound.filenames import FileName, check_name, parse_name
 from openaudience.runs import faults
 from openaudience.runs.configuration import Configuration
 from openaudience.runs.site import DROPS, Site
-from openaudience.store.files import make_folder, storing, sync_folder
 from openaudience.vocabulary import Layout
 
 SET_ASIDE = "failed"
@@ -59,8 +58,7 @@ def _copies(site: Site, paths: Sequence[Path], partner: str | None, pid: int | N
     drop_id = site.number(DROPS)
     rows: list[FileRow] = []
     for place, path in enumerate(paths):
-        folder = site.environment.dropoff / f"{drop_id:08d}-{place:05d}"
-        target = folder / path.name
+        target = folder_of(site, drop_id, place) / path.name
         digest, size = _copy(path, target)
         rows.append(
             FileRow(
@@ -83,25 +81,19 @@ def _copies(site: Site, paths: Sequence[Path], partner: str | None, pid: int | N
     return drop_id
 
 
+def folder_of(site: Site, drop_id: int, place: int) -> Path:
+    """Where the copy of the n-th file of a drop waits."""
+    return site.environment.dropoff / f"{drop_id:08d}-{place:05d}"
+
+
 def _copy(source: Path, target: Path) -> tuple[str, int]:
     """Copies a dropped file durably; gives its SHA-256 and size."""
-    digest = hashlib.sha256()
-    size = 0
     try:
         handle = source.open("rb")
     except OSError as error:
         raise InputError(f"{source} cannot be read: {error.strerror}; check the path and its permissions") from error
-    with handle, storing(target):
-        make_folder(target.parent)
-        with target.open("xb") as out:
-            while block := handle.read(1 << 20):
-                digest.update(block)
-                size += len(block)
-                out.write(block)
-            out.flush()
-            os.fsync(out.fileno())
-        sync_folder(target.parent)
-    return digest.hexdigest(), size
+    with handle:
+        return write_durably(target, blocks_of(handle))
 
 
 def waiting_groups(site: Site) -> list[list[Waiting]]:
@@ -137,11 +129,14 @@ def waiting_groups(site: Site) -> list[list[Waiting]]:
 
 
 def _named(row: FileRow, configuration: Configuration) -> Waiting:
+    if row.refusal is not None:
+        code, text = json.loads(row.refusal)
+        return Waiting(row, None, None, FileRejected(code, text))
     try:
         name = parse_name(row.name)
     except FileRejected as refused:
         return Waiting(row, None, None, refused)
-    if row.pid is None:
+    if row.pid is None and row.door is None:
         sender = configuration.sender(name)
         if sender is not None:
             row.pid, row.partner = sender.pid, sender.name

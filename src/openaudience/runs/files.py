@@ -28,7 +28,12 @@ from openaudience.runs.syncing import SyncReader, SyncReading
 from openaudience.runs.world import World
 from openaudience.vocabulary import Column, FileWarning, IdKind, Layout
 
-MOST_CODERS = 8
+MOST_REMEMBERED = 8_000_000
+"""Distinct signals that are remembered, of all data sources; a trait weighs as ten, a data source as 10,000."""
+MOST_MEANINGS = 10_000
+MOST_PREPARED = 8
+SMALL_BYTES = 256 << 10
+"""A file up to this size, as it was sent, is read in one thread."""
 
 T = TypeVar("T", Rows, IdRows)
 
@@ -51,6 +56,7 @@ class Reader:
     def __init__(self, site: Site) -> None:
         self._site = site
         self._coders: dict[str, tuple[Coder, Memo]] = {}
+        self._meanings: dict[str, str] = {}
 
     def prepare(self, paths: Sequence[Path]) -> None:
         """Loads compiled code and rules that reading these files will need; for while they are being copied.
@@ -59,7 +65,7 @@ class Reader:
         """
         _load_kernels()
         configuration = Configuration.of(self._site)
-        for path in paths[:MOST_CODERS]:
+        for path in paths[:MOST_PREPARED]:
             try:
                 name = parse_name(path.name)
                 sender = configuration.sender(name)
@@ -72,13 +78,19 @@ class Reader:
             self._coder(ruleset.digest(), ruleset)
 
     def _coder(self, digest: str, ruleset: Ruleset) -> tuple[Coder, Memo]:
-        found = self._coders.pop(digest, None)
+        """What signals mean to the target's rules, whatever IDs stand beside them."""
+        meaning = self._meanings.get(digest)
+        if meaning is None:
+            if len(self._meanings) >= MOST_MEANINGS:
+                self._meanings.clear()
+            meaning = self._meanings[digest] = ruleset.meaning()
+        found = self._coders.pop(meaning, None)
         if found is None:
             coder = Coder(ruleset)
             found = (coder, Memo(coder, careful=personal_signal if ruleset.pii_values else None))
-            while len(self._coders) >= MOST_CODERS:
+            while self._coders and sum(map(_weight, self._coders.values())) > MOST_REMEMBERED:
                 self._coders.pop(next(iter(self._coders)))
-        self._coders[digest] = found
+        self._coders[meaning] = found
         return found
 
     def read_data(
@@ -105,10 +117,10 @@ class Reader:
                 coder=coder,
                 load=task.load,
                 seeds=seeds,
-                tables=self._site.tables,
                 staging=task.staging,
                 beta=self._site.beta,
                 own_device=own_device,
+                small=_small(task.path),
                 suspects=suspects,
                 sampler=sampler,
             )
@@ -118,6 +130,8 @@ class Reader:
                     reading = reader.finish()
                 except SuspectUsersError as again:
                     suspects = again.suspects
+                    if sampler is not None:
+                        sampler.restart()
                     continue
             warnings.extend(about)
             return reading
@@ -141,12 +155,23 @@ class Reader:
         with opened(
             task.path, task.name.ext, limits=self._site.file_limits, gpg=self._site.gpg, work=task.staging
         ) as stream:
-            for rows in ordered(scan_block, stream.blocks()):
+            # threads for one block would take longer than what they have to do
+            blocks = map(scan_block, stream.blocks()) if _small(task.path) else ordered(scan_block, stream.blocks())
+            for rows in blocks:
                 seen += len(rows)
                 feed(rows)
             if not seen:
                 raise reject_empty()
             return stream.warnings
+
+
+def _weight(remembered: tuple[Coder, Memo]) -> int:
+    coder, memo = remembered
+    return 10_000 + memo.size + 10 * len(coder.sids)
+
+
+def _small(path: Path) -> bool:
+    return path.stat().st_size <= SMALL_BYTES
 
 
 def _load_kernels() -> None:

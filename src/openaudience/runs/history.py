@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pyroaring import BitMap
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from openaudience.catalog.ledger import FileRow, LoadRow, SampleRow
 from openaudience.identity.formats import hashed_email
+from openaudience.inbound.filenames import FileName
 from openaudience.runs.applying import FileApplication
 from openaudience.runs.configuration import Configuration
 from openaudience.runs.dropping import Waiting
@@ -34,63 +35,120 @@ class Accepted:
     reading: Reading | SyncReading
     outcome: Outcome
     batch: int | None
-    namespace: int | None
     samples: list[SampleRow]
 
+    @property
+    def name(self) -> FileName:
+        assert self.waiting.name is not None
+        return self.waiting.name
 
-def is_duplicate(site: Site, file: Waiting, accepted: Sequence[Accepted]) -> bool:
-    """Whether this very file is in force already, or was read before in this run (IN-07)."""
-    row = file.row
-    if any(other.waiting.row.name == row.name and other.waiting.row.digest == row.digest for other in accepted):
-        return True
-    with site.reading() as session:
-        return (
-            session.scalars(
-                select(FileRow.file).where(
-                    FileRow.environment == site.name,
-                    FileRow.name == row.name,
-                    FileRow.digest == row.digest,
-                    FileRow.pid == row.pid,
-                    FileRow.state == "in_force",
+    @property
+    def namespace(self) -> int | None:
+        """Whose profiles a data file names: 0 devices, else a cross-device DPID; None for an ID sync."""
+        return self.reading.namespace if isinstance(self.reading, Reading) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A file of an overwrite batch that was applied. ``began``: the instant of its batch, None for this run's."""
+
+    name: str
+    in_force: bool
+    batch: int | None
+    began: int | None
+
+
+Key = tuple[int | None, str | None]
+"""A partner and a name, a batch, or a kind with its DPIDs."""
+
+
+class History:
+    """What was applied before, of the files of one run; asked and told in the order of application."""
+
+    def __init__(self, site: Site, files: Sequence[Waiting]) -> None:
+        self._site = site
+        self._digests: dict[Key, set[str]] = {}
+        self._newest: dict[Key, int] = {}
+        self._splits: dict[Key, list[Split]] = {}
+        readable = [file for file in files if file.name is not None]
+        batches = {file.name.batch for file in readable if file.name is not None and file.name.mode == "overwrite"}
+        with site.reading() as session:
+            known = (
+                select(FileRow.pid, FileRow.name, FileRow.digest)
+                .where(FileRow.environment == site.name, FileRow.state == "in_force")
+                .where(FileRow.name.in_(sorted({file.row.name for file in readable})))
+            )
+            for pid, name, digest in session.execute(known):
+                self._digests.setdefault((pid, name), set()).add(digest)
+            newest = (
+                select(FileRow.pid, FileRow.dpids, func.max(FileRow.timestamp))
+                .where(FileRow.environment == site.name, FileRow.state == "in_force")
+                .where(FileRow.dpids.in_(sorted({file.key for file in readable})))
+                .group_by(FileRow.pid, FileRow.dpids)
+            )
+            for pid, dpids, timestamp in session.execute(newest):
+                self._newest[pid, dpids] = timestamp or 0
+            splits = (
+                select(FileRow.pid, FileRow.batch_name, FileRow.name, FileRow.state, FileRow.batch, LoadRow.at)
+                .join(LoadRow, (LoadRow.environment == FileRow.environment) & (LoadRow.load == FileRow.load))
+                .where(FileRow.environment == site.name, FileRow.state.in_(("in_force", "withdrawn")))
+                .where(FileRow.batch_name.in_(sorted(batches)))
+                .order_by(LoadRow.position)
+            )
+            for pid, batch_name, name, state, batch, at in session.execute(splits):
+                before = self._splits.setdefault((pid, batch_name), [])
+                began = next((split.began for split in before if split.batch == batch), at)
+                before.append(Split(name, state == "in_force", batch, began))
+
+    def is_duplicate(self, file: Waiting) -> bool:
+        """Whether this very file is in force already, or was taken before in this run (IN-07)."""
+        return file.row.digest in self._digests.get((file.row.pid, file.row.name), ())
+
+    def warnings(self, file: Waiting) -> Iterator[FileWarning]:
+        """Flags of IN-07 and IN-08: what was applied before under this name, or with a later TIMESTAMP."""
+        assert file.name is not None
+        row = file.row
+        if self._digests.get((row.pid, row.name), set()) - {row.digest}:
+            yield FileWarning(
+                "same_name_other_content",
+                f"{row.name} was processed before with other content; it was taken as a new file.",
+            )
+        if self._newest.get((row.pid, file.key), 0) > file.name.timestamp:
+            yield FileWarning(
+                "out_of_order",
+                f"{row.name} has a TIMESTAMP below that of a file already applied for the same data sources.",
+            )
+
+    def batch(self, file: Waiting) -> tuple[int | None, list[FileWarning]]:
+        """The overwrite batch a file belongs to: that of its other splits, unless it must begin one (IN-52)."""
+        assert file.name is not None
+        if file.name.mode != "overwrite":
+            return None, []
+        before = self._splits.get((file.row.pid, file.name.batch))
+        if not before or any(split.name == file.row.name and split.in_force for split in before):
+            return file.row.file, []
+        newest = before[-1]
+        days = self._site.settings.retention.undo_days
+        if newest.began is not None and self._site.now() > newest.began + days * DAY:
+            return file.row.file, [
+                FileWarning(
+                    "out_of_order",
+                    f"{file.row.name} comes later than {days} days after the first split of its batch; "
+                    "it begins a new batch.",
                 )
-            ).first()
-            is not None
-        )
+            ]
+        return newest.batch, []
 
-
-def history_warnings(site: Site, file: Waiting, accepted: Sequence[Accepted]) -> Iterator[FileWarning]:
-    """Flags of IN-07 and IN-08: what was applied before under this name, or with a later TIMESTAMP."""
-    assert file.name is not None
-    row = file.row
-    with site.reading() as session:
-        same = session.scalars(
-            select(FileRow.file).where(
-                FileRow.environment == site.name,
-                FileRow.name == row.name,
-                FileRow.pid == row.pid,
-                FileRow.state == "in_force",
-                FileRow.digest != row.digest,
-            )
-        ).first()
-        later = session.scalars(
-            select(FileRow.timestamp).where(
-                FileRow.environment == site.name,
-                FileRow.pid == row.pid,
-                FileRow.dpids == file.key,
-                FileRow.state == "in_force",
-                FileRow.timestamp > file.name.timestamp,
-            )
-        ).first()
-    if same is not None or any(other.waiting.row.name == row.name for other in accepted):
-        yield FileWarning(
-            "same_name_other_content",
-            f"{row.name} was processed before with other content; it was taken as a new file.",
-        )
-    if later is not None:
-        yield FileWarning(
-            "out_of_order",
-            f"{row.name} has a TIMESTAMP below that of a file already applied for the same data sources.",
-        )
+    def took(self, file: Waiting, batch: int | None) -> None:
+        """From now on the file counts as applied."""
+        assert file.name is not None
+        pid = file.row.pid
+        self._digests.setdefault((pid, file.row.name), set()).add(file.row.digest)
+        self._newest[pid, file.key] = max(self._newest.get((pid, file.key), 0), file.name.timestamp)
+        if batch is not None:
+            before = self._splits.setdefault((pid, file.name.batch), [])
+            began = next((split.began for split in before if split.batch == batch), None)
+            before.append(Split(file.row.name, True, batch, began))
 
 
 def hash_warnings(sync: SyncReading, configuration: Configuration, draft: World) -> list[tuple[str, str]]:
@@ -125,50 +183,6 @@ def not_hashed(named: Mapping[int, BitMap], configuration: Configuration, draft:
     ]
 
 
-def batch_of(site: Site, file: Waiting, accepted: Sequence[Accepted]) -> tuple[int | None, list[FileWarning]]:
-    """The overwrite batch a file belongs to: that of its other splits, unless it must begin one (IN-52)."""
-    assert file.name is not None
-    if file.name.mode != "overwrite":
-        return None, []
-    here = [other for other in accepted if other.waiting.name and other.waiting.name.batch == file.name.batch]
-    if any(other.waiting.row.name == file.row.name for other in here):
-        return file.row.file, []
-    if here:
-        return here[-1].batch, []
-    with site.reading() as session:
-        before = list(
-            session.scalars(
-                select(FileRow)
-                .where(
-                    FileRow.environment == site.name,
-                    FileRow.batch_name == file.name.batch,
-                    FileRow.pid == file.row.pid,
-                    FileRow.state.in_(("in_force", "withdrawn")),
-                )
-                .order_by(FileRow.file)
-            )
-        )
-        if not before:
-            return file.row.file, []
-        batch = before[-1].batch
-        if any(other.name == file.row.name and other.state == "in_force" for other in before):
-            return file.row.file, []
-        began = session.scalars(
-            select(LoadRow.at)
-            .where(LoadRow.environment == site.name, LoadRow.batch == batch)
-            .order_by(LoadRow.position)
-        ).first()
-    if began is not None and site.now() > began + site.settings.retention.undo_days * DAY:
-        return file.row.file, [
-            FileWarning(
-                "out_of_order",
-                f"{file.row.name} comes later than {site.settings.retention.undo_days} days after the first "
-                "split of its batch; it begins a new batch.",
-            )
-        ]
-    return batch, []
-
-
 def sampler_of(site: Site, file: Waiting, configuration: Configuration, started: int) -> ErrorSampler | None:
     """The sampler of a data file whose target or ID source had sampling on when its job started (UI-62)."""
     assert file.name is not None
@@ -178,5 +192,5 @@ def sampler_of(site: Site, file: Waiting, configuration: Configuration, started:
         source = configuration.sources.get(dpid) if dpid is not None else None
         if source is not None and source.sampling_until is not None and started < source.sampling_until.timestamp():
             assert target is not None
-            return ErrorSampler(site.name, target, file.layout)
+            return ErrorSampler(site.name, target)
     return None

@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 import polars as pl
 from pyroaring import BitMap
-from sqlalchemy import select
+from sqlalchemy import or_, select
 
 from openaudience.catalog.ledger import FileRow, JobRow, LoadRow, SampleRow
 from openaudience.clock import iso
 from openaudience.errors import FileRejected, InputError
 from openaudience.identity.ecid import to_uuid
-from openaudience.identity.formats import aam_reason
+from openaudience.identity.formats import aam_reason, expected_form
 from openaudience.identity.keys import key
 from openaudience.inbound.decode import opened
 from openaudience.inbound.filenames import parse_name
 from openaudience.inbound.receipt import REASON_WORDS
-from openaudience.inbound.records import parse_line, signal
+from openaudience.inbound.records import ID_TYPES, parse_line, signal
 from openaudience.profiles.folding import expiry
 from openaudience.profiles.index import TOUCHED
 from openaudience.rules.traits import parse
@@ -31,10 +31,19 @@ from openaudience.runs.loads import Load, loads_in_force
 from openaudience.runs.outcome import decoded
 from openaudience.runs.receipts import counters_of
 from openaudience.runs.rulebook import Ruleset
+from openaudience.runs.sampling import sight
 from openaudience.runs.site import Site
 from openaudience.runs.upkeep import Expired, Folder, expired
 from openaudience.runs.world import DEVICES, as_of
-from openaudience.vocabulary import GLOBAL_SOURCES, UUID_DPID, DataSource, IdKind, Trait
+from openaudience.vocabulary import (
+    GLOBAL_SOURCES,
+    INVALID_DEVICE_IDS,
+    REASON_NUMBER,
+    UUID_DPID,
+    DataSource,
+    IdKind,
+    Trait,
+)
 
 NEWEST_FILES = 5
 NEWEST_LINES = 10
@@ -407,28 +416,49 @@ def job_documents(site: Site) -> list[dict[str, Any]]:
 
 
 def sample_documents(site: Site, data_source: int) -> list[dict[str, Any]]:
-    """Error samples of a data source, newest job first (IN-85)."""
+    """Error samples of the files of a data source, as target or source of the IDs, newest job first (IN-85, UI-38).
+
+    IDs and values are masked (UI-68). ``offending`` says what is at fault: ``id``, ``signals`` or the ``line``, from
+    ``column`` on where that is not 0. ``expected``: the form of device IDs, where one is not of it (UI-67).
+    """
     with site.reading() as session:
         query = (
-            select(SampleRow, FileRow.name)
+            select(SampleRow, FileRow.name, JobRow.id_data_source)
             .join(FileRow, FileRow.file == SampleRow.file)
+            .join(JobRow, JobRow.job == SampleRow.job)
             .where(
                 SampleRow.environment == site.name,
-                SampleRow.data_source == data_source,
+                or_(SampleRow.data_source == data_source, JobRow.id_data_source == data_source),
                 SampleRow.until > site.now(),
             )
             .order_by(SampleRow.job.desc(), SampleRow.count.desc(), SampleRow.line)
         )
-        return [
-            {
-                "job": row.job,
-                "file": name,
-                "line": row.line,
-                "column": row.column,
-                "code": row.reason,
-                "text": REASON_WORDS[row.reason].text,
-                "count": row.count,
-                "shown": row.shown,
-            }
-            for row, name in session.execute(query)
-        ]
+        found = session.execute(query).all()
+    documents = []
+    for row, name, ids in found:
+        seen = sight(row.shown, row.reason)
+        document = {
+            "job": row.job,
+            "file": name,
+            "line": row.line,
+            "column": row.column,
+            "code": row.reason,
+            "text": REASON_WORDS[row.reason].text,
+            "count": row.count,
+            "shown": seen.shown,
+            "id": seen.id,
+            "signals": seen.signals,
+            "offending": seen.offending,
+        }
+        if REASON_NUMBER[row.reason] in INVALID_DEVICE_IDS:
+            document["expected"] = expected_form(_type_of_line(row.shown, ids or 0))
+        documents.append(document)
+    return documents
+
+
+def _type_of_line(line: str, dpid: int) -> int:
+    """The data source of a device ID: that of the file, unless the line itself names it (IN-35)."""
+    before, _, rest = line.partition("\t")
+    if "\t" not in rest:
+        return dpid
+    return ID_TYPES.get(before.lower().encode(), dpid)

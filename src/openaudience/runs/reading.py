@@ -10,7 +10,7 @@ import array
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,8 +28,7 @@ from openaudience.profiles import gathering
 from openaudience.runs.dictionary import Dictionaries, OwnDevice, folded_keys
 from openaudience.runs.rulebook import Coder, Ruleset
 from openaudience.runs.world import DEVICES, World
-from openaudience.store.parts import Part
-from openaudience.store.tables import Tables
+from openaudience.store.parts import ROW_GROUP, RowCollection
 from openaudience.vocabulary import (
     INVALID_AAM_IDS,
     REASON_NUMBER,
@@ -41,6 +40,8 @@ USER_LINES = 200
 """Well-formed lines used per user ID and file (IN-26)."""
 OVER_LIMIT = 255
 """Pseudo reason of a line beyond ``USER_LINES``."""
+MANY_SLOTS, FEW_SLOTS = 1 << 24, 1 << 16
+"""Counters of users for the limit; few are enough, and quickly made, for a small file."""
 CHUNK_PAIRS = 1_500_000
 FIRST_FREE = INVALID_AAM_IDS.start
 """Reasons from here on are not format errors."""
@@ -58,12 +59,12 @@ class SuspectUsersError(Exception):
 
 
 @njit(nogil=True, cache=True)
-def _count_users(counts: Any, k1: Any, reason: Any, first_free: int, most: int) -> bool:
+def _count_users(counts: Any, shift: Any, k1: Any, reason: Any, first_free: int, most: int) -> bool:
     over = False
     for i in range(k1.size):
         if reason[i] != 0 and reason[i] < first_free:
             continue
-        slot = k1[i] >> np.uint64(40)
+        slot = k1[i] >> shift
         if counts[slot] <= most:
             counts[slot] += 1
             if counts[slot] > most:
@@ -72,13 +73,13 @@ def _count_users(counts: Any, k1: Any, reason: Any, first_free: int, most: int) 
 
 
 @njit(nogil=True, cache=True)
-def _suspect_rows(counts: Any, k1: Any, reason: Any, first_free: int, most: int) -> Any:
+def _suspect_rows(counts: Any, shift: Any, k1: Any, reason: Any, first_free: int, most: int) -> Any:
     out = np.empty(k1.size, np.int64)
     n = 0
     for i in range(k1.size):
         if reason[i] != 0 and reason[i] < first_free:
             continue
-        if counts[k1[i] >> np.uint64(40)] > most:
+        if counts[k1[i] >> shift] > most:
             out[n] = i
             n += 1
     return out[:n]
@@ -129,6 +130,8 @@ class Sampler(Protocol):
 
     def see(self, rows: Rows) -> None: ...
 
+    def restart(self) -> None: ...
+
 
 @dataclass(slots=True)
 class Reading:
@@ -143,8 +146,10 @@ class Reading:
     early: dict[int, BitMap]
     """By trait, profiles from which the file removes it before it realizes it: taken away where it was held."""
     removed_inside: int
-    parts: list[Part]
-    rows: int
+    facts: RowCollection
+    """Rows of ``realizations``."""
+    namespace: int
+    """Whose profiles they are of: 0 devices, else a cross-device DPID."""
     ids: Dictionaries
     mixed_types: bool
     case_keys: list[int]
@@ -162,10 +167,10 @@ class DataReader:
         coder: Coder,
         load: int,
         seeds: tuple[int, int],
-        tables: Tables,
         staging: Path,
         beta: bool,
         own_device: OwnDevice,
+        small: bool,
         suspects: NDArray[np.uint8] | None = None,
         sampler: Sampler | None = None,
     ) -> None:
@@ -174,14 +179,15 @@ class DataReader:
         self._coder = coder
         self._load = load
         self._seeds = seeds
-        self._tables = tables
-        self._staging = staging
         self._beta = beta
+        self._small = small
         self._sampler = sampler
         self._column = ruleset.layout().columns[0]
         self._odc = ruleset.form == "odc"
         self.namespace = self._column.dpid if self._column.kind is IdKind.CROSS_DEVICE and not self._odc else DEVICES
-        self._counts = np.zeros(1 << 24, np.uint8) if suspects is None else suspects
+        self._counts = np.zeros(FEW_SLOTS if small else MANY_SLOTS, np.uint8) if suspects is None else suspects
+        # the upper bits of a key choose the slot
+        self._shift = np.uint64(65 - self._counts.size.bit_length())
         self._exact: dict[tuple[int, int], int] | None = None if suspects is None else {}
         self._over = False
         self._ids = Dictionaries(world, seeds, own_device)
@@ -194,8 +200,7 @@ class DataReader:
         self._left: dict[int, BitMap] = {}
         self._early: dict[int, BitMap] = {}
         self._removed_inside = 0
-        self._parts: list[Part] = []
-        self._rows = 0
+        self._facts = RowCollection(staging)
         self._held: list[tuple[NDArray[np.uint32], NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], Any]] = []
         self._held_pairs = 0
         self._case_keys: dict[int, None] = {}
@@ -207,7 +212,7 @@ class DataReader:
         # Parquet is written beside the reading: one writer keeps the parts in order
         self._writer = ThreadPoolExecutor(1)
         self._gatherers = (gathering.Gatherer(), gathering.Gatherer())
-        self._writing: list[Future[list[Part]]] = []
+        self._writing: list[Future[None]] = []
 
     # ---- one block ------------------------------------------------------------------------------------------
 
@@ -243,11 +248,11 @@ class DataReader:
     def _limit(self, rows: Rows) -> None:
         """The 200-line limit (IN-26): a first reading only finds out whom it may concern."""
         if self._exact is None:
-            if _count_users(self._counts, rows.k1, rows.reason, FIRST_FREE, USER_LINES):
+            if _count_users(self._counts, self._shift, rows.k1, rows.reason, FIRST_FREE, USER_LINES):
                 self._over = True
             return
         exact = self._exact
-        some = _suspect_rows(self._counts, rows.k1, rows.reason, FIRST_FREE, USER_LINES)
+        some = _suspect_rows(self._counts, self._shift, rows.k1, rows.reason, FIRST_FREE, USER_LINES)
         for row, one, two in zip(some.tolist(), rows.k1[some].tolist(), rows.k2[some].tolist(), strict=True):
             seen = exact.get((one, two), 0) + 1
             exact[one, two] = seen
@@ -324,6 +329,9 @@ class DataReader:
             k1 = hash_spans(blob, start, length, self._seeds[0])
             k2 = hash_spans(blob, start, length, self._seeds[1])
         found = self._world.ids(DEVICES).find(k1, k2)
+        if self._small:
+            few = bitmap(np.unique(found[found >= 0]).astype(np.uint32)) & self._world.known()
+            return np.where(np.isin(found, np.frombuffer(few.to_array(), np.uint32).astype(np.int64)), found, -1)
         if self._known is None:
             self._known = np.zeros(self._world.count(DEVICES), np.bool_)
             self._known[np.frombuffer(self._world.known().to_array(), np.uint32)] = True
@@ -424,8 +432,8 @@ class DataReader:
         if self._held_pairs >= CHUNK_PAIRS:
             self._flush()
 
-    def _flush(self) -> None:
-        """Makes facts of the records held so far."""
+    def _flush(self, last: bool = False) -> None:
+        """Makes facts of the records held so far; ``last``: no more will come."""
         if not self._held:
             return
         profile = np.concatenate([held[0] for held in self._held])
@@ -450,16 +458,11 @@ class DataReader:
         joined: dict[int, BitMap] = {}
         left: dict[int, BitMap] = {}
         first: dict[int, BitMap] = {}
-        for trait in range(len(self._coder.sids)):
-            here = chunk.ended[chunk.ended_at[2 * trait] : chunk.ended_at[2 * trait + 1]]
-            gone = chunk.ended[chunk.ended_at[2 * trait + 1] : chunk.ended_at[2 * trait + 2]]
-            early = chunk.first[chunk.first_at[trait] : chunk.first_at[trait + 1]]
-            if here.size:
-                joined[trait] = bitmap(here)
-            if gone.size:
-                left[trait] = bitmap(gone)
-            if early.size:
-                first[trait] = bitmap(early)
+        for place in np.flatnonzero(np.diff(chunk.ended_at)).tolist():
+            trait, gone = divmod(place, 2)
+            (left if gone else joined)[trait] = bitmap(chunk.ended[chunk.ended_at[place] : chunk.ended_at[place + 1]])
+        for trait in np.flatnonzero(np.diff(chunk.first_at)).tolist():
+            first[trait] = bitmap(chunk.first[chunk.first_at[trait] : chunk.first_at[trait + 1]])
         for trait, removed in first.items():
             # what earlier chunks of this file did decides; only where they did nothing, what was there before
             before = self._joined.get(trait, BitMap())
@@ -476,12 +479,19 @@ class DataReader:
                 self._joined[trait] = new
             if trait in self._left:
                 self._left[trait] -= new
-        if chunk.ord.size:
-            self._rows += chunk.ord.size
+        if not chunk.ord.size:
+            return
+        if last and not self._writing:
+            # a small file: starting a thread would take longer than what it has to do
+            self._write(chunk)
+        else:
             self._writing.append(self._writer.submit(self._write, chunk))
 
-    def _write(self, chunk: gathering.Chunk) -> list[Part]:
+    def _write(self, chunk: gathering.Chunk) -> None:
         n = chunk.ord.size
+        if n < ROW_GROUP:
+            # such rows wait for those of other files, and the gatherer's memory is used again
+            chunk = replace(chunk, ord=chunk.ord.copy(), op=chunk.op.copy(), line=chunk.line.copy())
         sids = np.array(self._coder.sids, np.int32)
         table = pa.table(
             {
@@ -495,7 +505,7 @@ class DataReader:
                 "line": chunk.line,
             }
         )
-        return self._tables.write_part("realizations", self.namespace, table, self._staging)
+        self._facts.add("realizations", self.namespace, table)
 
     # ---- the end ---------------------------------------------------------------------------------------------
 
@@ -504,8 +514,9 @@ class DataReader:
         try:
             if self._over:
                 raise SuspectUsersError(self._counts)
-            self._flush()
-            self._parts.extend(part for future in self._writing for part in future.result())
+            self._flush(last=True)
+            for future in self._writing:
+                future.result()
         finally:
             self._writer.shutdown()
         return Reading(
@@ -517,8 +528,8 @@ class DataReader:
             left=self._left,
             early=self._early,
             removed_inside=self._removed_inside,
-            parts=self._parts,
-            rows=self._rows,
+            facts=self._facts,
+            namespace=self.namespace,
             ids=self._ids,
             mixed_types=len(self._types) > 1,
             case_keys=list(self._case_keys),

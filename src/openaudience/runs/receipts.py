@@ -125,8 +125,8 @@ class Shown:
             document["because_of"] = self.cause
         return document
 
-    def text(self) -> str:
-        text = self.receipt.text()
+    def text(self, report: str = "") -> str:
+        text = self.receipt.text(report)
         return text if self.cause is None else f"{text}Run again because of job {self.cause}.\n"
 
 

@@ -81,6 +81,11 @@ class Ruleset(msgspec.Struct, frozen=True):
     def digest(self) -> str:
         return hashlib.sha256(self.encoded()).hexdigest()
 
+    def meaning(self) -> str:
+        """Equal for rulesets by which each signal means the same: a ``Coder`` of one serves them all."""
+        said = (self.traits, self.failing, self.pii_values)
+        return hashlib.sha256(msgspec.json.encode(said)).hexdigest()
+
 
 class Rulebook:
     """The snapshots kept in one folder, by digest."""

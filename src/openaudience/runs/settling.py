@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -12,8 +13,8 @@ import pyarrow as pa
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
-from openaudience.catalog.ledger import CounterRow, FileRow, JobRow, ReceiptRow, RunRow, SampleRow
-from openaudience.runs import faults
+from openaudience.catalog.ledger import CounterRow, FileRow, JobRow, MailRow, ReceiptRow, RunRow, SampleRow
+from openaudience.runs import faults, mailing
 from openaudience.runs.applying import utc
 from openaudience.runs.dropping import SET_ASIDE
 from openaudience.runs.site import DAY, LAST_AT, Site
@@ -85,13 +86,12 @@ class Settler:
                     site.generations.publish(plan["generation"])
                 self._log_loads(plan["loads"])
             faults.reach("published")
-            for _, source, target in plan["keep"]:
-                self._move(site.folder / source, site.folder / target)
-                faults.reach("file-kept")
+            self._keep([(site.folder / source, site.folder / target) for _, source, target in plan["keep"]])
             for path, text in plan["reasons"].items():
                 replace_text(site.folder / path, text)
                 faults.reach("reasons-written")
             with site.writing() as session:
+                mailing.queue(session, site, plan["jobs"], site.now())
                 session.execute(update(RunRow).where(RunRow.run == run.run).values(state="done"))
                 session.execute(update(JobRow).where(JobRow.job.in_(plan["jobs"])).values(visible=True))
                 mine = ReceiptRow.job.in_(plan["jobs"]) | ReceiptRow.cause.in_(plan["jobs"])
@@ -130,15 +130,23 @@ class Settler:
         staging = site.scratch("loads")
         site.tables.commit("loads", site.tables.write_part("loads", None, table, staging))
 
-    def _move(self, source: Path, target: Path) -> None:
-        if target.exists() and not source.exists():
-            return
-        with storing(target):
-            make_folder(target.parent)
-            source.replace(target)
-            sync_folder(target.parent)
+    def _keep(self, moves: Sequence[tuple[Path, Path]]) -> None:
+        """Moves files to where they are kept, each in a folder of its own; durable when it returns."""
+        for source, target in moves:
+            if target.exists() and not source.exists():
+                continue
+            with storing(target):
+                make_folder(target.parent.parent)
+                target.parent.mkdir(exist_ok=True)
+                source.replace(target)
             faults.reach("file-moved")
+        targets = [target for _, target in moves]
+        for folder in [*(target.parent for target in targets), *{target.parent.parent for target in targets}]:
+            with storing(folder):
+                sync_folder(folder)
+        for source, _ in moves:
             shutil.rmtree(source.parent, ignore_errors=True)
+            faults.reach("file-kept")
 
     def tidy(self) -> None:
         """Start-up: finishes decided runs, then deletes what attempts that were never decided left behind."""
@@ -171,12 +179,13 @@ class Settler:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def forget_old_receipts(self) -> None:
-        """Receipts and error samples live as long as the settings say (UI-37, UI-68)."""
+        """Receipts, their mails and error samples live as long as the settings say (UI-37, UI-68)."""
         site = self.site
         oldest = site.now() - site.settings.retention.receipt_days * DAY
         old = select(JobRow.job).where(JobRow.environment == site.name, JobRow.ended < oldest)
         with site.writing() as session:
             session.execute(delete(ReceiptRow).where(ReceiptRow.job.in_(old)))
+            session.execute(delete(MailRow).where(MailRow.job.in_(old)))
             session.execute(delete(SampleRow).where(SampleRow.environment == site.name, SampleRow.until < site.now()))
 
     def forget_old_files(self) -> None:

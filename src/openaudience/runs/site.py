@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from openaudience.catalog.base import transaction
 from openaudience.catalog.ledger import RunRow, advance, counter, seconds
-from openaudience.errors import LeaseLost, StoreUnavailable, SystemFailure
+from openaudience.errors import LeaseLost, LeaseTaken, StoreUnavailable, SystemFailure
 from openaudience.home import Home
 from openaudience.inbound.decode import GpgHome, SizeLimits
 from openaudience.runs import faults
@@ -226,7 +226,7 @@ class Lease:
                 if time.monotonic() > deadline:
                     os.close(self._handle)
                     self._handle = None
-                    raise StoreUnavailable(
+                    raise LeaseTaken(
                         f"another process has been changing the {self._site.name} data for longer than "
                         f"{self._patience} s; wait for it to end, then try again"
                     ) from None

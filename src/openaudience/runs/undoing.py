@@ -152,7 +152,7 @@ class Flip:
     reruns: list[Rerun] = field(default_factory=list)
     affected: dict[int, dict[int, BitMap]] = field(default_factory=dict)
     """By namespace and sid, the profiles to be folded anew."""
-    parts: list[tuple[str, Part]] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
 
     def touch(self, namespace: int, sid: int, profiles: BitMap) -> None:
         by_sid = self.affected.setdefault(namespace, {})
@@ -332,7 +332,7 @@ class Undoing:
         name = parse_name(row.name)
         task = Task(path, name, ruleset, load.ruleset, number, folder)
         then = WorldThen(draft, links)
-        application = FileApplication(draft, site.tables, folder, number, load.position)
+        application = FileApplication(draft, folder, number, load.position)
         warnings: list[FileWarning] = []
         reading: Reading | SyncReading
         try:
@@ -391,7 +391,7 @@ class Undoing:
             application.asserts_links,
         )
         self._touch_load(flip, draft, again)
-        flip.parts.extend(application.all_parts())
+        flip.parts.extend(application.rows.finish())
         flip.reruns.append(Rerun(load, number, outcome, application.asserts_links))
         return again
 

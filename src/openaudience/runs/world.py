@@ -6,10 +6,11 @@ the decision of a run (design 2.5, row 8) makes them true, publishing makes them
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
 from pyroaring import BitMap
@@ -49,10 +50,41 @@ def load_name(load: int) -> str:
 KNOWN = "known"
 """Component of the devices that some file or call has named (IN-63)."""
 KNOWN_KEY = 0
+SHARED = "loads"
+"""Files that hold the bitmaps of several small loads, those of load n at keys from n << ``KEY_BITS`` on."""
+KEY_BITS = 34
+"""Wide enough for the keys of any trait number (``profiles.index``)."""
+
+
+class LoadBitmaps(Protocol):
+    """The bitmaps of one load (``profiles.index``); a key that is not there has the empty one."""
+
+    def keys(self) -> list[int]: ...
+    def get(self, key: int) -> BitMap: ...
+    def contains(self, key: int, ordinal: int) -> bool: ...
+
+
+class SharedBitmaps:
+    """The bitmaps of one load in a file that the small loads of a run share."""
+
+    def __init__(self, file: BitmapFile, load: int) -> None:
+        self._file = file
+        self._first = load << KEY_BITS
+
+    def keys(self) -> list[int]:
+        """All keys, ascending."""
+        return [key - self._first for key in self._file.between(self._first, self._first + (1 << KEY_BITS))]
+
+    def get(self, key: int) -> BitMap:
+        """A copy of the bitmap; the empty one where there is none."""
+        return self._file.get(self._first + key)
+
+    def contains(self, key: int, ordinal: int) -> bool:
+        return self._file.contains(self._first + key, ordinal)
 
 
 class World:
-    """Read access to the indexes of one generation. Opened components are kept for the object's life."""
+    """Read access to the indexes of one generation. Opened components are kept until their layers change."""
 
     def __init__(
         self, generations: Generations, layers: Mapping[str, Sequence[str]], counters: Mapping[str, int]
@@ -60,51 +92,56 @@ class World:
         self.generations = generations
         self.layers = layers
         self.counters = counters
-        self._open: dict[tuple[str, tuple[str, ...]], Any] = {}
+        self._open: dict[str, _Opened] = {}
+        self._shared: dict[str, BitmapFile] = {}
 
     @classmethod
     def of(cls, generations: Generations, generation: Generation) -> World:
         return cls(generations, generation.layers, generation.counters)
 
-    def _component(self, name: str, opener: Callable[[list[Path]], T]) -> T:
+    def _waiting(self, name: str) -> tuple[int, Sequence[Any]]:
+        """A number that changes with them, and the layers of a component that are in no file yet, oldest first."""
+        return 0, ()
+
+    def _component(self, name: str, read: Callable[[Path], Any], build: Callable[[list[Any]], T]) -> T:
         files = tuple(self.layers.get(name, ()))
-        found = self._open.get((name, files))
-        if found is None:
-            found = opener([self.generations.path(file) for file in files])
-            self._open[name, files] = found
-        opened: T = found
-        return opened
+        version, waiting = self._waiting(name)
+        opened = self._open.get(name)
+        if opened is None or (opened.files, opened.version) != (files, version):
+            there = {} if opened is None else dict(zip(opened.files, opened.layers, strict=True))
+            layers = [there[file] if file in there else read(self.generations.path(file)) for file in files]
+            opened = self._open[name] = _Opened(files, layers, version, build([*layers, *waiting]))
+        built: T = opened.built
+        return built
 
     def count(self, dpid: int) -> int:
         """How many IDs of the namespace have an ordinal."""
         return self.counters.get(ids_name(dpid), 0)
 
     def ids(self, dpid: int) -> IdIndex:
-        return self._component(ids_name(dpid), lambda paths: IdIndex([read_arrays(path) for path in paths]))
+        return self._component(ids_name(dpid), read_arrays, IdIndex)
 
     def links(self, dpid: int, to: int = DEVICES) -> LinkIndex:
-        return self._component(links_name(dpid, to), lambda paths: LinkIndex([read_arrays(path) for path in paths]))
+        return self._component(links_name(dpid, to), read_arrays, LinkIndex)
 
     def traits(self, namespace: int) -> TraitIndex:
-        return self._component(traits_name(namespace), lambda paths: TraitIndex([BitmapFile(path) for path in paths]))
+        return self._component(traits_name(namespace), BitmapFile, TraitIndex)
 
     def known(self) -> BitMap:
-        """Ordinals of all known devices."""
+        """Ordinals of all known devices. Not to be changed."""
+        return self._component(KNOWN, BitmapFile, _union)
 
-        def union(paths: list[Path]) -> BitMap:
-            known = BitMap()
-            for path in paths:
-                known |= BitmapFile(path).get(KNOWN_KEY)
-            return known
-
-        return self._component(KNOWN, union)
-
-    def load(self, load: int) -> BitmapFile | None:
+    def load(self, load: int) -> LoadBitmaps | None:
         """The bitmaps of one load (``profiles.index``), None if it wrote none."""
-        name = load_name(load)
-        if not self.layers.get(name):
+        files = self.layers.get(load_name(load))
+        if not files:
             return None
-        return self._component(name, lambda paths: BitmapFile(paths[0]))
+        if not files[0].startswith(f"{SHARED}."):
+            return self._component(load_name(load), BitmapFile, lambda files: cast(BitmapFile, files[0]))
+        shared = self._shared.get(files[0])
+        if shared is None:
+            shared = self._shared[files[0]] = BitmapFile(self.generations.path(files[0]))
+        return SharedBitmaps(shared, load)
 
     def namespaces(self, kind: str) -> list[str]:
         """Names of the components that start with ``kind/``."""
@@ -117,6 +154,23 @@ class World:
             dpid, to = name.removeprefix("links/").split("-")
             pairs.append((int(dpid), int(to)))
         return pairs
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A component with the files it was made from."""
+
+    files: tuple[str, ...]
+    layers: list[Any]
+    version: int
+    built: Any
+
+
+def _union(layers: Iterable[LoadBitmaps]) -> BitMap:
+    known = BitMap()
+    for layer in layers:
+        known |= layer.get(KNOWN_KEY)
+    return known
 
 
 def as_of(generation: Generation) -> int | None:
@@ -219,10 +273,7 @@ class Draft(World):
         write_bitmaps(self.generations.path(target), merged)
 
     def _merge_known(self, paths: list[Path], target: str, base: bool) -> None:
-        known = BitMap()
-        for path in paths:
-            known |= BitmapFile(path).get(KNOWN_KEY)
-        write_bitmaps(self.generations.path(target), {KNOWN_KEY: known})
+        write_bitmaps(self.generations.path(target), {KNOWN_KEY: _union(map(BitmapFile, paths))})
 
     def generation(self, as_of: str | None, table_versions: Mapping[str, int]) -> Generation:
         """The manifest of this draft."""

@@ -8,6 +8,7 @@ at a multiple of 64 bytes.
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 import zlib
 from collections.abc import Mapping
@@ -79,15 +80,16 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], fault: Fault = 
     replace_file(path, write, fault)
 
 
-def map_file(path: Path, what: str) -> mmap.mmap | bytes:
-    """The bytes of an immutable file, mapped read-only; the map stays valid when the file is deleted.
+def map_file(path: Path, what: str, most_read: int = 0) -> mmap.mmap | bytes:
+    """The bytes of an immutable file, mapped read-only; they stay valid when the file is deleted.
 
-    Raises ``SystemFailure`` when the file is missing or cannot be read.
+    Files of up to ``most_read`` bytes are read: a map holds an open file, of which a process may have about a
+    thousand. Raises ``SystemFailure`` when the file is missing or cannot be read.
     """
     try:
         with open(path, "rb") as file:
-            file.seek(0, 2)
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if file.tell() else b""
+            size = os.fstat(file.fileno()).st_size
+            return file.read() if size <= most_read else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise damaged(path, what, error.strerror or str(error)) from error
 

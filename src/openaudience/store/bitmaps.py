@@ -23,6 +23,9 @@ from openaudience.store.files import Fault, no_fault, replace_file
 MAGIC = b"OABITMP1"
 PREFIX = struct.Struct("<8sQQI4x")
 
+SMALL_BYTES = 1 << 16
+"""Files up to this size are read, larger ones mapped: there is one for each large load."""
+
 RUNS_COOKIE = 12347
 NO_OFFSETS_BELOW = 4
 ARRAY_UP_TO = 4096
@@ -63,7 +66,7 @@ class BitmapFile:
 
     def __init__(self, path: Path) -> None:
         what = "bitmap file"
-        content = map_file(path, what)
+        content = map_file(path, what, SMALL_BYTES)
         if len(content) < PREFIX.size or content[: len(MAGIC)] != MAGIC:
             raise damaged(path, what, "it does not begin as one")
         _, count, size, checksum = PREFIX.unpack(content[: PREFIX.size])
@@ -88,6 +91,10 @@ class BitmapFile:
     def keys(self) -> list[int]:
         """All keys, ascending."""
         return self._keys.tolist()
+
+    def between(self, low: int, high: int) -> list[int]:
+        """Keys from ``low`` to below ``high``, ascending."""
+        return self._keys[bisect_left(self._keys, low) : bisect_left(self._keys, high)].tolist()
 
     def get(self, key: int) -> BitMap:
         """A copy of the bitmap; the empty one where there is none. Raises ``SystemFailure`` for damaged bytes."""

@@ -48,10 +48,9 @@ class Generations:
         published = self.current_number()
         if generation.number <= published:
             raise SystemFailure(f"generation {generation.number} cannot be written: {published} is already published")
-        for files in generation.layers.values():
-            for file in files:
-                if not self.path(file).is_file():
-                    raise SystemFailure(f"generation {generation.number} names {self.path(file)}, which is not there")
+        for file in sorted({file for files in generation.layers.values() for file in files}):
+            if not self.path(file).is_file():
+                raise SystemFailure(f"generation {generation.number} names {self.path(file)}, which is not there")
         encoded = msgspec.json.format(msgspec.json.encode(generation), indent=1)
         replace_file(self._manifest(generation.number), lambda file: file.write(encoded))
         self._fault("manifest.written")

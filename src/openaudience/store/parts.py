@@ -23,6 +23,8 @@ from openaudience.store.schemas import NULLABLE, part_schema, partitioned, sort_
 ROW_GROUP = 131_072
 MOST_ROWS = 64 << 20
 """Rows of one file; a writer with more starts another."""
+MOST_WAITING = 1 << 20
+"""Rows that wait for others of their table and namespace before they are written."""
 STATISTICS = ("ord", "load")
 """Columns whose least and greatest values go into the Delta log."""
 
@@ -174,6 +176,50 @@ def write_parts(table: str, dpid: int | None, rows: pa.Table, folder: Path) -> l
     with PartWriter(table, dpid, folder) as writer:
         writer.append(rows)
     return writer.parts
+
+
+class RowCollection:
+    """Rows of one run that come in small pieces: those of a table and namespace become one Parquet file.
+
+    ``parts`` holds what is written already. Rows bear their load; stay in the order given where ``ord`` is equal.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.parts: list[Part] = []
+        self._folder = folder
+        self._waiting: dict[tuple[str, int | None], list[pa.Table]] = {}
+        self._rows: dict[tuple[str, int | None], int] = {}
+
+    def add(self, table: str, dpid: int | None, rows: pa.Table) -> None:
+        """Takes rows; many at once are written at once. Raises ``StoreUnavailable``."""
+        if rows.num_rows >= ROW_GROUP:
+            self.parts.extend(write_parts(table, dpid, rows, self._folder))
+        elif rows.num_rows:
+            self._wait((table, dpid), [rows], rows.num_rows)
+
+    def absorb(self, other: RowCollection) -> None:
+        """Takes over all that another collection holds; that one is empty afterwards."""
+        self.parts.extend(other.parts)
+        for key, pieces in other._waiting.items():
+            self._wait(key, pieces, other._rows[key])
+        other.parts, other._waiting, other._rows = [], {}, {}
+
+    def finish(self) -> list[Part]:
+        """All parts; nothing waits any more."""
+        for key in sorted(self._waiting, key=str):
+            self._write(key)
+        return self.parts
+
+    def _wait(self, key: tuple[str, int | None], pieces: list[pa.Table], rows: int) -> None:
+        self._waiting.setdefault(key, []).extend(pieces)
+        self._rows[key] = self._rows.get(key, 0) + rows
+        if self._rows[key] >= MOST_WAITING:
+            self._write(key)
+
+    def _write(self, key: tuple[str, int | None]) -> None:
+        pieces = self._waiting.pop(key)
+        del self._rows[key]
+        self.parts.extend(write_parts(*key, pa.concat_tables(pieces), self._folder))
 
 
 def remove_parts(parts: Sequence[Part]) -> None:

@@ -1,0 +1,185 @@
+"""Object stores that speak S3: list, look at, read and delete objects, with every key that a sender can make.
+
+Clients that take a key for a path drop a leading or trailing slash, and one object called ``a//b``, ``../x`` or with a
+control character makes their whole listing fail: one sender could hide the files of all others. boto3 takes a key for
+what it is (IN-04, OP-62).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from openaudience.config import S3Section
+from openaudience.dropoff.doors import BLOCK
+from openaudience.errors import InputError, StoreUnavailable, SystemFailure
+
+GONE = frozenset({"404", "NoSuchKey", "NotFound", "PreconditionFailed", "412"})
+DENIED = frozenset({"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Forbidden"})
+
+
+@dataclass(frozen=True, slots=True)
+class Object:
+    """An object as the store tells of it. ``etag`` is without quotation marks; it names a content but is no MD5.
+    ``size`` in bytes. ``modified``: UTC seconds, whole.
+    """
+
+    key: str
+    etag: str
+    size: int
+    modified: int
+
+
+class AccessRefused(StoreUnavailable):
+    """The store answers, but does not let this account do that."""
+
+
+class Store(Protocol):
+    """One bucket. All methods raise ``StoreUnavailable``, which names the bucket and says how to mend it."""
+
+    def list(self, prefix: str) -> Iterator[Object]:
+        """All objects whose key begins so, in whatever order the store likes."""
+
+    def head(self, key: str) -> Object | None:
+        """The object as it is now, None if there is none."""
+
+    def read(self, thing: Object) -> AbstractContextManager[Iterator[bytes] | None]:
+        """The content in blocks, None if it is gone or another one. Ends early only by raising."""
+
+    def delete(self, key: str) -> None:
+        """Deletes the object; that it is gone already is no error."""
+
+
+class S3Store:
+    """A bucket of any S3-compatible store; ``client`` is what ``client`` makes."""
+
+    def __init__(self, bucket: str, client: Any) -> None:
+        self.bucket = bucket
+        self._client = client
+
+    def list(self, prefix: str) -> Iterator[Object]:
+        token: dict[str, str] = {}
+        while True:
+            page = self._call("list_objects_v2", Prefix=prefix, **token) or {}
+            for found in page.get("Contents", ()):
+                yield _object(found["Key"], found.get("ETag", ""), found["Size"], found["LastModified"])
+            following = page.get("NextContinuationToken")
+            if not page.get("IsTruncated"):
+                return
+            if not following or following == token.get("ContinuationToken"):
+                raise StoreUnavailable(f"{self._where()} lists without an end; look at the store's own log")
+            token = {"ContinuationToken": following}
+
+    def head(self, key: str) -> Object | None:
+        found = self._call("head_object", Key=key)
+        return None if found is None else _described(key, found)
+
+    @contextmanager
+    def read(self, thing: Object) -> Iterator[Iterator[bytes] | None]:
+        answer = self._call("get_object", Key=thing.key, IfMatch=f'"{thing.etag}"')
+        if answer is None:
+            yield None
+            return
+        with closing(answer["Body"]) as body:
+            # not every store heeds If-Match
+            yield self._blocks(body) if _described(thing.key, answer) == thing else None
+
+    def delete(self, key: str) -> None:
+        self._call("delete_object", Key=key)
+
+    def _blocks(self, body: Any) -> Iterator[bytes]:
+        try:
+            # ends with an error if the store sends less than it said
+            yield from body.iter_chunks(BLOCK)
+        except (BotoCoreError, ClientError, OSError) as error:
+            raise self._unreachable(error) from None
+
+    def _call(self, name: str, **arguments: Any) -> dict[str, Any] | None:
+        """The answer; None if what is asked for is not there."""
+        try:
+            answer: dict[str, Any] = getattr(self._client, name)(Bucket=self.bucket, **arguments)
+            return answer
+        except ClientError as error:
+            code = str(error.response.get("Error", {}).get("Code", ""))
+            if code in GONE:
+                return None
+            raise self._refused(code) from None
+        except (BotoCoreError, OSError) as error:
+            raise self._unreachable(error) from None
+
+    def _unreachable(self, error: Exception) -> StoreUnavailable:
+        return StoreUnavailable(f"{self._where()} does not answer: {error}; check s3.endpoint and that the store is up")
+
+    def _where(self) -> str:
+        return f"the object store of bucket {self.bucket} at {urlsplit(self._client.meta.endpoint_url).netloc}"
+
+    def _refused(self, code: str) -> StoreUnavailable:
+        text = f"{self._where()} refuses: {code or 'no reason given'}"
+        if code == "NoSuchBucket":
+            return StoreUnavailable(f"{text}; make the bucket or correct s3.buckets and s3.beta_buckets")
+        if code == "RequestTimeTooSkewed":
+            return StoreUnavailable(f"{text}; set the clock of this machine")
+        if code in ("AuthorizationHeaderMalformed", "PermanentRedirect", "301", "307"):
+            return StoreUnavailable(f"{text}; correct s3.region and s3.endpoint")
+        if code in DENIED:
+            return AccessRefused(
+                f"{text}; check s3.access_key_id and s3.secret_access_key, "
+                "and that they may list the bucket, read and delete its objects"
+            )
+        return StoreUnavailable(f"{text}; look at the store's own log")
+
+
+def client(service: str, section: S3Section, endpoint: str) -> Any:
+    """A client of boto3 for "s3" or "sqs"; no ``endpoint``: Amazon's.
+
+    Without keys in the settings boto3 looks for the usual variables, profiles, and the role of the machine. Raises
+    ``InputError`` for an endpoint that is no address, ``SystemFailure`` if there are no credentials.
+    """
+    if endpoint and (urlsplit(endpoint).scheme not in ("http", "https") or not urlsplit(endpoint).hostname):
+        raise InputError(f"s3.endpoint: {endpoint!r} is no address; write https://host or http://host:port")
+    session = boto3.session.Session()
+    if not section.access_key_id and session.get_credentials() is None:
+        raise SystemFailure(
+            "no credentials for object storage: set s3.access_key_id and s3.secret_access_key, "
+            "or give this machine a role that may read it"
+        )
+    return session.client(
+        service,
+        endpoint_url=endpoint or None,
+        region_name=section.region,
+        aws_access_key_id=section.access_key_id or None,
+        aws_secret_access_key=section.secret_access_key or None,
+        config=Config(
+            connect_timeout=10,
+            read_timeout=20,
+            retries={"total_max_attempts": 3, "mode": "standard"},
+            # stores other than Amazon's are reached by one name
+            s3={"addressing_style": "path"} if endpoint else {},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        ),
+    )
+
+
+Opener = Callable[[str], Store]
+
+
+def opener(section: S3Section) -> Opener:
+    """Opens buckets of the store that the settings name, all with one client."""
+    shared = client("s3", section, section.endpoint)
+    return lambda bucket: S3Store(bucket, shared)
+
+
+def _object(key: str, etag: str, size: int, modified: Any) -> Object:
+    return Object(key, etag.strip('"'), int(size), int(modified.timestamp()))
+
+
+def _described(key: str, answer: dict[str, Any]) -> Object:
+    return _object(key, answer["ETag"], answer["ContentLength"], answer["LastModified"])
