@@ -2,24 +2,30 @@
 
     make demo             run it
     KEEP=1 make demo      keep the installation that it made, to look around in
+    SERVE=1 make demo     keep its server up until Ctrl-C
 
 Every command is shown as you would type it. The files and what their receipts must say are in ``examples/``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "examples" / "demo"))
 
-import drops  # noqa: E402  (found by the line above)
+import doors  # noqa: E402  (found by the line above)
+import drops  # noqa: E402
 
 PROGRAM = shutil.which("openaudience", path=str(Path(sys.executable).parent)) or "openaudience"
 
@@ -149,10 +155,60 @@ def walk(demo: Demo) -> None:
     demo.run("undo", job)
     demo.run("profile", "67890:4598060374")
 
+    drop_off(demo)
+
     demo.say("All that was taken, the facts as open tables, and the proof that the index is the fold of the facts.")
     demo.run("jobs")
     demo.run("sql", "SELECT sid, count(*) AS facts FROM realizations GROUP BY sid ORDER BY sid")
     demo.run("check")
+
+
+def drop_off(demo: Demo) -> None:
+    """A file over each door of a running server, in production and beta."""
+    demo.say("The drop-offs. A partner gets a login; one program serves FTP, SFTP, object storage and a folder.")
+    password = secrets.token_urlsafe(12)
+    demo.environ["DEMO_DROPOFF_PASSWORD"] = password
+    demo.run("workspace", "apply", ROOT / "examples" / "demo" / "dropoff.yaml")
+    with doors.object_store(demo.folder / "store") as endpoint:
+        if endpoint is None:
+            print("\n(no object store is installed here: that door is left out)")
+        environ = {**doors.settings(endpoint), **demo.environ}
+        print("\n$ openaudience serve", flush=True)
+        server = doors.Server(PROGRAM, environ)
+        try:
+            for drop in doors.DROPS:
+                if drop.door != "s3" or endpoint is not None:
+                    address = doors.put(drop, server, demo.home, password, endpoint or "")
+                    print(f"\n→ {address.replace(f'{demo.folder}/', '')}", flush=True)
+                    receive(demo, drop)
+            if os.environ.get("SERVE"):
+                keep_serving(server, password)
+        finally:
+            server.stop()
+
+
+def receive(demo: Demo, drop: doors.Drop) -> None:
+    """Waits for the receipt of a dropped file, shows it, and compares it with what it must say."""
+    environment = ("--environment", drop.environment)
+    deadline = time.monotonic() + doors.PATIENCE
+    while True:
+        job = next((entry for entry in demo.answer("jobs", *environment) if drop.name in str(entry["files"])), None)
+        if job is not None:
+            break
+        if time.monotonic() > deadline:
+            raise SystemExit(f"error: {drop.name} has no receipt after {doors.PATIENCE:.0f} s")
+        time.sleep(0.2)
+    demo.run("receipt", str(job["job"]), *environment)
+    if job["stored"] != drop.stored:
+        raise SystemExit(f"error: the receipt says {job['stored']} stored records, expected {drop.stored}")
+
+
+def keep_serving(server: doors.Server, password: str) -> None:
+    print(f"\nStill serving; login {doors.LOGIN}, password {password}. Stop with Ctrl-C.")
+    for (door, environment), port in sorted(server.ports.items()):
+        print(f"  {door} {environment} 127.0.0.1:{port}")
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.pause()
 
 
 def main() -> int:

@@ -120,12 +120,9 @@ def s3_server(folder: Path, program: str) -> Iterator[S3Server]:
                 time.sleep(0.2)
         yield server
     finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        # it takes its time over a polite ending
+        process.kill()
+        process.wait()
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:
