@@ -123,6 +123,15 @@ class PlainData(ThrottledDTPHandler):  # type: ignore[misc]
 class TlsData(TLS_DTPHandler, PlainData):  # type: ignore[misc]
     """The same inside TLS."""
 
+    def push(self, data: bytes) -> None:
+        if data:
+            super().push(data)
+            return
+        # writing nothing looks to OpenSSL as if the client had gone, and an empty listing would break its greetings off
+        self._initialized = True
+        self.modify_ioloop_events(self.ioloop.WRITE)
+        self._wanted_io_events = self.ioloop.WRITE
+
     def handle_error(self) -> None:
         # the library's own for TLS leaves the client without an answer
         PlainData.handle_error(self)
