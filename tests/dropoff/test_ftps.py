@@ -51,12 +51,12 @@ def test_an_empty_folder_is_listed(house: FtpHouse) -> None:
 def test_where_tls_is_required_nothing_passes_in_clear(house: FtpHouse) -> None:
     with ftplib.FTP(timeout=10) as clear:
         clear.connect(*house.server.address)
-        with pytest.raises(ftplib.error_perm, match="^5"):
+        with pytest.raises(ftplib.error_perm, match=r"^5"):
             clear.login("acme", "secret")
     with login(house) as client:
-        with pytest.raises(ftplib.error_perm, match="^5"):
+        with pytest.raises(ftplib.error_perm, match=r"^5"):
             client.storbinary("STOR ftp_dpm_1_1700000000.sync", io.BytesIO(b"a\t1\n"))
-        with pytest.raises(ftplib.error_perm, match="^534"):
+        with pytest.raises(ftplib.error_perm, match=r"^534"):
             client.voidcmd("PROT C")
         client.prot_p()
         client.storbinary("STOR ftp_dpm_1_1700000000.sync", io.BytesIO(b"a\t1\n"))
@@ -66,7 +66,7 @@ def test_where_tls_is_required_nothing_passes_in_clear(house: FtpHouse) -> None:
 def test_old_tls_is_refused(house: FtpHouse) -> None:
     context = trusting()
     context.set_ciphers("ALL:@SECLEVEL=0")
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="TLSv1_1"):
         context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
     with ftplib.FTP_TLS(context=context, timeout=10) as client:
         client.connect(*house.server.address)
