@@ -58,5 +58,5 @@ build: $(INSTALLED)
 	$(PYTHON_IN_VENV) -m build --wheel --no-isolation
 
 clean:
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-sqs dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find src tests scripts examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,7 +1,19 @@
 #!/bin/sh
-# Installs what the tests use beside Python: gpg, a PostgreSQL server, and the programs that senders use. Where that
-# takes rights or a package manager that are not here, it says so, and the tests concerned are skipped by name.
+# Installs what the tests use beside Python: gpg, a PostgreSQL server, the programs that senders use, and a stand-in for
+# Amazon's queues. Where that takes rights or a package manager that are not here, it says so, and the tests concerned
+# are skipped by name.
 set -eu
+cd "$(dirname "$0")/.."
+# The stand-in wants other versions of what the product uses: it gets an environment of its own.
+queues=.venv-sqs
+if [ -x .venv/bin/python ] && [ ! -x "$queues/bin/ministack" ]; then
+    { .venv/bin/python -m venv "$queues" &&
+        "$queues/bin/python" -m pip install -qq --disable-pip-version-check --retries 1 'ministack>=1.5.33,<2'; } \
+        >/dev/null 2>&1 || {
+        rm -rf "$queues"
+        echo "note: could not install ministack; the tests that need it are skipped" >&2
+    }
+fi
 missing=
 command -v gpg >/dev/null || missing="$missing gnupg"
 command -v curl >/dev/null || missing="$missing curl"

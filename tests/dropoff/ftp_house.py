@@ -63,6 +63,8 @@ class FtpHouse:
     ) -> None:
         self.tree = UploadTree(root / "uploads")
         self.door = UploadDoor(self.tree, DAY, 2)
+        self.private = False
+        """Whether clients have to use TLS; for those that are programs."""
         self._clients: list[ftplib.FTP] = []
         self.events: list[tuple[str, Mapping[str, Any]]] = []
         self.server = FtpServer(

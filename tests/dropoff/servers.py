@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -55,10 +56,13 @@ def free_ports(count: int) -> list[int]:
 
 @dataclass
 class S3Server:
-    """A running store."""
+    """A store that runs, or may run again where it ran before."""
 
     settings: S3Section
-    process: subprocess.Popen[bytes]
+    command: list[str]
+    log: Path
+    environment: dict[str, str] | None = None
+    process: subprocess.Popen[bytes] | None = None
 
     @property
     def client(self) -> Any:
@@ -67,6 +71,30 @@ class S3Server:
     def make_bucket(self, name: str) -> str:
         self.client.create_bucket(Bucket=name)
         return name
+
+    def start(self) -> None:
+        """Starts it and waits until it takes an object; makes the bucket "first"."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command, stdout=log, stderr=log, cwd=self.log.parent, env=self.environment
+            )
+        deadline = time.monotonic() + STARTING_SECONDS
+        while True:
+            try:
+                if not any(one["Name"] == "first" for one in self.client.list_buckets()["Buckets"]):
+                    self.make_bucket("first")
+                self.client.put_object(Bucket="first", Key="x", Body=b"x")
+                return
+            except (BotoCoreError, ClientError):
+                assert self.process.poll() is None, self.log.read_text()[-2000:]
+                assert time.monotonic() < deadline, self.log.read_text()[-2000:]
+                time.sleep(0.2)
+
+    def kill(self) -> None:
+        """Ends it at once: it takes its time over a polite ending."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
 
 
 @contextmanager
@@ -80,49 +108,32 @@ def s3_server(folder: Path, program: str) -> Iterator[S3Server]:
     (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
     (folder / "data").mkdir()
     master, volume, filer, s3 = free_ports(4)
-    with (folder / "weed.log").open("wb") as log:
-        process = subprocess.Popen(
-            [
-                program,
-                "-logtostderr",
-                "server",
-                f"-dir={folder / 'data'}",
-                "-ip=127.0.0.1",
-                "-ip.bind=127.0.0.1",
-                f"-master.port={master}",
-                f"-volume.port={volume}",
-                "-filer",
-                f"-filer.port={filer}",
-                "-s3",
-                f"-s3.port={s3}",
-                f"-s3.port.grpc={s3 + 10_000}",
-                "-s3.port.iceberg=0",
-                "-s3.port.lance=0",
-                f"-s3.config={folder / 's3.json'}",
-                "-master.volumeSizeLimitMB=64",
-                "-volume.max=100",
-            ],
-            stdout=log,
-            stderr=log,
-            cwd=folder,
-        )
+    command = [
+        program,
+        "-logtostderr",
+        "server",
+        f"-dir={folder / 'data'}",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        f"-master.port={master}",
+        f"-volume.port={volume}",
+        "-filer",
+        f"-filer.port={filer}",
+        "-s3",
+        f"-s3.port={s3}",
+        f"-s3.port.grpc={s3 + 10_000}",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        f"-s3.config={folder / 's3.json'}",
+        "-master.volumeSizeLimitMB=64",
+        "-volume.max=100",
+    ]
+    server = S3Server(S3Section(True, f"http://127.0.0.1:{s3}", "us-east-1", KEY, SECRET), command, folder / "weed.log")
     try:
-        server = S3Server(S3Section(True, f"http://127.0.0.1:{s3}", "us-east-1", KEY, SECRET), process)
-        deadline = time.monotonic() + STARTING_SECONDS
-        while True:
-            try:
-                server.make_bucket("first")
-                server.client.put_object(Bucket="first", Key="x", Body=b"x")
-                break
-            except (BotoCoreError, ClientError):
-                assert process.poll() is None, (folder / "weed.log").read_text()[-2000:]
-                assert time.monotonic() < deadline, (folder / "weed.log").read_text()[-2000:]
-                time.sleep(0.2)
+        server.start()
         yield server
     finally:
-        # it takes its time over a polite ending
-        process.kill()
-        process.wait()
+        server.kill()
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:
@@ -149,3 +160,26 @@ def certificate(folder: Path) -> tuple[Path, Path]:
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return file, secret
+
+
+def queue_program() -> str | None:
+    """ministack, a store that tells a queue what was put, in an environment of its own beside this one: it wants
+    other versions of what the product uses.
+    """
+    own = Path(sys.prefix)
+    beside = own.with_name(f"{own.name}-sqs") / "bin" / "ministack"
+    return str(beside) if beside.is_file() else shutil.which("ministack")
+
+
+@contextmanager
+def queue_server(folder: Path, program: str) -> Iterator[S3Server]:
+    """A store of S3 and a service of SQS at one address, loopback only; ends with the block."""
+    (port,) = free_ports(1)
+    settings = S3Section(True, f"http://127.0.0.1:{port}", "us-east-1", "test", "test")
+    own = {"BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port), "HOME": str(folder), "TMPDIR": str(folder)}
+    server = S3Server(settings, [program], folder / "ministack.log", os.environ | own)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()

@@ -3,157 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from dropoff.hostile import hostile
+from dropoff.object_house import DAY, FIRST, NOW, PARTNERS, PLACE, SECOND, House, make_home, opened_house
 from openaudience.catalog.ledger import FileRow
-from openaudience.cli import main
 from openaudience.config import LimitsSection, S3Section, Settings
 from openaudience.dropoff.doors import Delivery, DeliveryChanged
-from openaudience.dropoff.objects import BucketDoor, bucket, bucket_doors
+from openaudience.dropoff.objects import bucket, bucket_doors
 from openaudience.dropoff.paths import unfinished
-from openaudience.dropoff.stores import AccessRefused, Object
 from openaudience.errors import InputError, StoreUnavailable
-from openaudience.home import Home
-from openaudience.runs.applier import Applier
-from openaudience.runs.intake import Intake
-from openaudience.runs.receipts import receipts_of
-from openaudience.runs.site import Lease, Site
-
-WORKSPACE = """
-partners:
-  - pid: 1001
-    name: acme
-    dataSources: [{dataSourceId: 7007, name: Loyalty, idType: CROSS_DEVICE, integrationCode: x}]
-    traits: [{sid: 950, name: Ten, traitType: ON_BOARDED_TRAIT, dataSourceId: 7007, traitRule: 'ic == "10"'}]
-  - pid: 1002
-    name: bolt
-    dataSources: [{dataSourceId: 8008, name: Other, idType: CROSS_DEVICE, integrationCode: y}]
-"""
-HOSTILE = Path(__file__).with_name("hostile_paths.txt")
-DAY = 86400
-NOW = 1_800_000_000
-FIRST = "ftp_dpm_7007_1700000000.sync"
-SECOND = "ftp_dpm_7007_1700000001.sync"
-PLACE = "acme/date=2027-01-15/"
-PARTNERS = {"acme": 1001, "bolt": 1002}
-
-
-class Shelf:
-    """A store in memory that lists in an order of its own, twice where it likes, and fails when it is told to."""
-
-    def __init__(self) -> None:
-        self.things: dict[str, tuple[bytes, Object]] = {}
-        self.failing: set[str] = set()
-        self.refusing: set[str] = set()
-        self.before_reading: Callable[[], None] = lambda: None
-        self.read_keys: list[str] = []
-        self.heads = 0
-        self.lists = 0
-
-    def put(self, key: str, content: bytes, at: float = NOW) -> None:
-        etag = hashlib.md5(content, usedforsecurity=False).hexdigest()
-        self.things[key] = (content, Object(key, etag, len(content), int(at)))
-
-    def list(self, prefix: str) -> Iterator[Object]:
-        self.lists += 1
-        self._fail("list")
-        there = [thing for key, (_, thing) in self.things.items() if key.startswith(prefix)]
-        yield from sorted(there, key=lambda thing: thing.key[::-1])
-        yield from there[:1]
-
-    def head(self, key: str) -> Object | None:
-        self.heads += 1
-        self._fail("head")
-        return self.things[key][1] if key in self.things else None
-
-    @contextmanager
-    def read(self, thing: Object) -> Iterator[Iterator[bytes] | None]:
-        self.before_reading()
-        self._fail(thing.key)
-        if thing.key in self.refusing:
-            raise AccessRefused("no")
-        content, there = self.things.get(thing.key, (b"", None))
-        self.read_keys.append(thing.key)
-        yield self._blocks(thing.key, content) if there == thing else None
-
-    def _blocks(self, key: str, content: bytes) -> Iterator[bytes]:
-        yield content[:1]
-        self._fail(f"{key} in the middle")
-        yield content[1:]
-
-    def delete(self, key: str) -> None:
-        self._fail("delete")
-        del self.things[key]
-
-    def _fail(self, what: str) -> None:
-        if what in self.failing:
-            raise StoreUnavailable(f"the store fails at {what}")
-
-
-class House:
-    """A home with one bucket as its drop-off."""
-
-    def __init__(self, home: Home) -> None:
-        self.site = Site(home, "production")
-        self.shelf = Shelf()
-        self.now = float(NOW)
-
-    def door(self, setting: str = "s3://drop", largest: int = 1000) -> BucketDoor:
-        return BucketDoor(
-            bucket(setting),
-            self.shelf,
-            object_seconds=30 * DAY,
-            unfinished_seconds=DAY,
-            largest=largest,
-            now=lambda: self.now,
-        )
-
-    def intake(self, door: BucketDoor | None = None) -> Intake:
-        return Intake(self.site, [door or self.door()], lambda: self.now)
-
-    def apply(self) -> None:
-        with Lease(self.site) as lease:
-            applier = Applier(self.site)
-            applier.settler.tidy()
-            applier.work(lease)
-
-    def receipts(self) -> list[tuple[str, str, str]]:
-        """(file, status, code) of every receipt."""
-        with self.site.reading() as session:
-            return [
-                (name, one.receipt.status, one.receipt.reason[0] if one.receipt.reason else "")
-                for one in receipts_of(session, "production")
-                for name in one.receipt.files
-            ]
-
-    def copies(self) -> list[Path]:
-        return list(self.site.environment.dropoff.iterdir())
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("objects")
-    (folder / "workspace.yaml").write_text(WORKSPACE)
-    assert main(["init", "--home", str(folder / "home")]) == 0
-    assert main(["workspace", "apply", str(folder / "workspace.yaml"), "--home", str(folder / "home")]) == 0
-    return folder / "home"
+    return make_home(tmp_path_factory.mktemp("objects"))
 
 
 @pytest.fixture
 def house(made: Path, tmp_path: Path) -> Iterator[House]:
-    import shutil
-
-    shutil.copytree(made, tmp_path / "home")
-    with Home.open(tmp_path / "home") as home:
-        house = House(home)
+    with opened_house(made, tmp_path, House) as house:
         yield house
-        house.site.close()
 
 
 def looked(house: House, setting: str = "s3://drop") -> dict[str, Delivery]:
@@ -440,8 +315,7 @@ def test_two_keys_that_look_alike_are_two_files(house: House) -> None:
 
 
 def hostile_keys() -> list[str]:
-    lines = HOSTILE.read_text(encoding="utf-8").splitlines() if HOSTILE.exists() else []
-    paths = [line.encode().decode("unicode_escape", "surrogateescape") if "\\x" in line else line for line in lines]
+    paths = [path.decode("utf-8", "surrogateescape") for path in hostile()]
     paths += [
         "../x",
         "..\\x",

@@ -83,13 +83,19 @@ class Product:
         return [plain_receipt(document) for document in documents]
 
     def write(self, files: Files) -> list[Path]:
-        """The files in a new folder."""
+        """The files in a new folder; one of the same name as another in a folder of its own below."""
         self.drops += 1
         folder = self.home.with_name(f"{self.home.name}-{self.environment}-drop-{self.drops}")
         folder.mkdir()
-        for name, data in files:
-            (folder / name).write_bytes(data)
-        return [folder / name for name, _ in files]
+        paths: list[Path] = []
+        for number, (name, data) in enumerate(files):
+            path = folder / name
+            if path.exists():
+                path = folder / f"again-{number}" / name
+                path.parent.mkdir()
+            path.write_bytes(data)
+            paths.append(path)
+        return paths
 
     def undo(self, job: int, file: str | None = None) -> None:
         self.run("undo", str(job), *(["--file", file] if file else []))

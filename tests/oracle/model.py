@@ -223,6 +223,14 @@ class Model:
             digest = hashlib.sha256(data).hexdigest()
             try:
                 target = self._check(name, sender)
+            except Refused as reason:
+                # a name that is refused stands between no others
+                jobs.append(self._refuse(name.text, sender, name, reason.code))
+                continue
+            this = (name.is_data, name.dpids, name.target)
+            if this != group:
+                group, sums = this, None
+            try:
                 if any(
                     (file.partner, file.name.text, file.digest) == (sender, name.text, digest) and file.in_force
                     for file in self.files
@@ -231,11 +239,8 @@ class Model:
                 lines = read_lines(name, data)
             except Refused as reason:
                 jobs.append(self._refuse(name.text, sender, name, reason.code))
-                group = None
                 continue
-            this = (name.is_data, name.dpids, name.target)
-            if this != group or sums is None:
-                group = this
+            if sums is None:
                 sums = Sums(self.beta, sender, name, target)
                 jobs.append(sums.job)
             self._take(name, sender, digest, target, lines, now, sums)

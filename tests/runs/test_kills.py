@@ -86,6 +86,27 @@ STORIES = {
             *("manifest-written", *KEEPS, "file-kept:4", "reasons-written", "settled"),
         ),
     ),
+    "many small files": Story(
+        ("ingest",),
+        {
+            **{
+                f"adobe_id_0_5001_17000002{number:02d}.sync": f"{DEVICES['ABCDE'[number % 5]]}\tC-{number}\n"
+                for number in range(3, 7)
+            },
+            **{
+                f"ftp_dpm_{(5001, 8008)[number % 2]}_17000003{number:02d}.{('sync', 'overwrite')[number % 5 == 0]}": (
+                    f"C-{number % 6}\t{10 + number % 2 * 10}\nK-1\ttier=gold\n"
+                )
+                for number in range(16)
+            },
+            "ftp_dpm_5001_1700000350.sync.gz": "no gzip\n",
+            "ftp_dpm_5001_1700000351.sync.gz": "no gzip\n",
+        },
+        points=(
+            *("file-copied:20", "read", "applied", "links.part", "ids.part:2", "table-committed:3", "tables-committed"),
+            *("manifest-written", "file-moved:11", "file-kept:21", "reasons-written", "reasons-written:2", "settled"),
+        ),
+    ),
     "overwrite": Story(
         ("ingest",),
         {"ftp_dpm_5001_1700000200.overwrite": "C-1\t20\nC-2\tx=1\n"},
@@ -153,7 +174,7 @@ def test_killed_at(name: str, point: str, base: Path, server: Server, undisturbe
 
 AND_LATER = ("tables-committed", "manifest-written", "decided", "file-moved")
 """Points after which a further file is sent, too."""
-BEFORE_THE_PROMISE = ("file-copied", "file-copied:2", "dropped")
+BEFORE_THE_PROMISE = ("file-copied", "file-copied:2", "file-copied:20", "dropped")
 """Until here a dropped file is not in the ledger."""
 
 

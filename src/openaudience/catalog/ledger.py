@@ -79,6 +79,9 @@ class FileRow(Base):
     __table_args__ = (
         Index("ix_files_state", "environment", "state"),
         Index("ix_files_name", "environment", "name"),
+        # what was applied before for the same data sources, or in the same overwrite batch
+        Index("ix_files_dpids", "environment", "dpids", "timestamp"),
+        Index("ix_files_batch", "environment", "batch_name"),
         # once taken, never again: also when two processes look at one door
         Index("ix_files_stamp", "environment", "door", "path", "stamp", unique=True),
     )

@@ -138,14 +138,17 @@ class Notifications:
 def created(body: str) -> Iterator[tuple[str, str]]:
     """Bucket and key of each object that a message says was created; none of a test message or any other."""
     try:
-        records = json.loads(body).get("Records", ())
-        for record in records:
+        document = json.loads(body)
+        if "Records" not in document and document.get("Event") != "s3:TestEvent":
+            raise ValueError("no records")
+        for record in document.get("Records", ()):
             if str(record["eventName"]).startswith(("ObjectCreated:", "s3:ObjectCreated:")):
                 thing = record["s3"]
-                key = unquote_plus(str(thing["object"]["key"]), errors="surrogateescape")
-                key.encode("utf-8", "surrogateescape")
-                yield str(thing["bucket"]["name"]), key
-    except (ValueError, AttributeError, KeyError, TypeError):
+                key = unquote_plus(str(thing["object"]["key"]), errors="strict")
+                # what is no UTF-8 or empty is the key of no object
+                if key.encode():
+                    yield str(thing["bucket"]["name"]), key
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError):
         log.warning("notification_not_understood", body=body[:200])
 
 

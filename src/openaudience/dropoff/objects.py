@@ -22,7 +22,7 @@ from openaudience.dropoff.doors import Delivery, DeliveryChanged, overdue, write
 from openaudience.dropoff.notifications import Event, Notifications, sqs_queue
 from openaudience.dropoff.paths import PathRefused, check_name, unfinished
 from openaudience.dropoff.stores import AccessRefused, Object, Store, opener
-from openaudience.errors import InputError
+from openaudience.errors import InputError, StoreUnavailable
 
 LONGEST_DOOR = 255
 MOST_DELETIONS = 500
@@ -117,14 +117,14 @@ class BucketDoor:
         self._deletions = 0
         self._told: dict[str, list[Event]] = {}
         self._seen: dict[str, Delivery] = {}
+        self._kept: set[tuple[str, str]] = set()
 
     def look(self, partners: Mapping[str, int]) -> Iterator[Delivery]:
         self._deletions = 0
         if self._notifications is not None:
-            for event in self._notifications.of(self._bucket):
-                self._told.setdefault(event.key, []).append(event)
-                self._seen.pop(event.key, None)
-            if self._listed is not None and 0 <= self._now() - self._listed < self._list_seconds:
+            soon = self._listed is not None and 0 <= self._now() - self._listed < self._list_seconds
+            self._hear(self._notifications, forgive=not soon)
+            if soon:
                 yield from self._look_at_told(partners)
                 return
         began = self._now()
@@ -160,20 +160,44 @@ class BucketDoor:
                 self._notifications.done(event)
         if self._now() - delivery.since < self._object_seconds or self._deletions >= MOST_DELETIONS:
             return
+        if (key, delivery.stamp) in self._kept:
+            return
         self._deletions += 1
-        found = self._store.head(key)
-        if found is not None and _stamp(found) == delivery.stamp:
-            self._store.delete(key)
+        try:
+            found = self._store.head(key)
+            if found is not None and _stamp(found) == delivery.stamp:
+                self._store.delete(key)
+        except AccessRefused as refused:
+            # a sender or the store may have locked it: it must not keep others from being let go
+            log.warning("object_not_deleted", bucket=self.name, key=key, reason=str(refused))
+            self._kept.add((key, delivery.stamp))
+
+    def _hear(self, notifications: Notifications, forgive: bool) -> None:
+        try:
+            events = notifications.of(self._bucket)
+        except StoreUnavailable as unavailable:
+            if not forgive:
+                raise
+            # the listing needs no queue
+            log.warning("queue_unavailable", bucket=self.name, reason=str(unavailable))
+            return
+        for event in events:
+            self._told.setdefault(event.key, []).append(event)
+            self._seen.pop(event.key, None)
 
     def _look_at_told(self, partners: Mapping[str, int]) -> Iterator[Delivery]:
         """What notifications named since the last listing and the intake has not let go of."""
         assert self._notifications is not None
         for key in list(self._told):
             if key not in self._seen:
-                found = self._store.head(key)
+                try:
+                    found = self._store.head(key)
+                except AccessRefused as refused:
+                    log.warning("object_refused", bucket=self.name, key=key, reason=str(refused))
+                    found = None
                 delivery = next(self._deliveries([found], partners), None) if found is not None else None
                 if delivery is None:
-                    # gone, no file, or of a name that only the next listing has to watch
+                    # gone, no file, or one that only the next listing has to watch
                     for event in self._told.pop(key):
                         self._notifications.done(event)
                     continue

@@ -327,21 +327,28 @@ class _Connection(asyncssh.SSHServer):
         assert self._conn is not None
         return self._proved.get(str(self._conn.get_extra_info("username")))
 
-    def _begin(self, channel: Any) -> Session:
+    def _begin(self, channel: Any, left: Callable[[], bool]) -> Session:
         account = self._account()
         assert account is not None
-        return Session(cast("asyncssh.SSHServerChannel[bytes]", channel), self._server.desk, account.pid, self.peer)
+        channel = cast("asyncssh.SSHServerChannel[bytes]", channel)
+        return Session(channel, self._server.desk, account.pid, self.peer, left)
 
 
 class _Channel(SSHServerStreamSession[bytes]):
     """A channel that can become an SFTP session, and nothing else."""
 
-    def __init__(self, peer: Peer, begin: Callable[[Any], Session]) -> None:
-        super().__init__(None, begin, 3, False)
+    def __init__(self, peer: Peer, begin: Callable[[Any, Callable[[], bool]], Session]) -> None:
+        super().__init__(None, lambda channel: begin(channel, lambda: self._left), 3, False)
         self._peer = peer
+        self._left = False
         peer.channels += 1
 
+    def eof_received(self) -> bool:
+        self._left = True
+        return super().eof_received()
+
     def connection_lost(self, exc: Exception | None) -> None:
+        self._left = True
         self._peer.channels -= 1
         super().connection_lost(exc)
 

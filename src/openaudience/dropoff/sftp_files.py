@@ -3,6 +3,8 @@
 SFTP tells a finished upload from a cut one: only a client that has sent everything closes its handle. asyncssh closes
 handles itself when a channel ends, and ends the session directly afterwards, before anything else can happen; so a
 file becomes whole in the step of the event loop after its handle was closed, unless the session has ended by then.
+Where closing fails asyncssh would neither close the rest nor end the session, so that nothing fails once the client
+has left.
 """
 
 from __future__ import annotations
@@ -94,9 +96,9 @@ class _Handle:
     busy: bool = False
     closed: bool = False
 
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> NoReturn:
-        """asyncssh looks for holes in files this way, for an extension of its own."""
-        raise asyncssh.SFTPOpUnsupported("ranges are not supported")
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """asyncssh looks for holes in files this way before its clients download them."""
+        return os.lseek(self.stream.fileno(), offset, whence)
 
 
 class Desk:
@@ -139,12 +141,21 @@ class Desk:
 class Session(asyncssh.SFTPServer):
     """One SFTP session of one partner."""
 
-    def __init__(self, channel: asyncssh.SSHServerChannel[bytes], desk: Desk, pid: int, peer: Peer) -> None:
+    def __init__(
+        self,
+        channel: asyncssh.SSHServerChannel[bytes],
+        desk: Desk,
+        pid: int,
+        peer: Peer,
+        left: Callable[[], bool],
+    ) -> None:
+        """``left`` tells whether the client can ask for nothing more here."""
         super().__init__(channel)
         self._desk = desk
         self._tree = desk.tree
         self._pid = pid
         self._peer = peer
+        self._left = left
         self._handles: set[_Handle] = set()
         self._received: list[_Handle] = []
         self._closing = False
@@ -260,13 +271,20 @@ class Session(asyncssh.SFTPServer):
         self._closing = True
         try:
             await self._do(lambda: self._receive(handle, upload))
-        except BaseException:
+        except BaseException as error:
             handle.stream.close()
+            if isinstance(error, asyncssh.SFTPError) and self._left():
+                self._tell_cut(upload)
+                return
+            self._soon_confirm()
             raise
         finally:
             self._closing = False
             self._release(upload)
         self._received.append(handle)
+        self._soon_confirm()
+
+    def _soon_confirm(self) -> None:
         if self._ended:
             self._doubt()
         else:

@@ -150,6 +150,12 @@ class Dictionaries:
             self.open[dpid] = found
         return found
 
+    def forget(self) -> None:
+        """Frees all of it, for when it is applied and other files of the run follow."""
+        self.open.clear()
+        self.made.clear()
+        self._own.clear()
+
     def own_devices(self, dpid: int, ordinal: NDArray[np.int64], line: NDArray[np.int64]) -> NDArray[np.int64]:
         """Devices of DAIDs by ordinal; a DAID without one gets a device of its own (IN-62)."""
         names = self.get(dpid)

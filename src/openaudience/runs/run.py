@@ -31,6 +31,7 @@ from openaudience.runs.reading import Reading
 from openaudience.runs.rulebook import Ruleset
 from openaudience.runs.rundraft import RunDraft
 from openaudience.runs.site import LOADS, POSITIONS, Site
+from openaudience.runs.syncing import SyncReading
 from openaudience.runs.upkeep import expired, take_out
 from openaudience.runs.world import DEVICES
 from openaudience.store.parts import RowCollection
@@ -188,6 +189,10 @@ class Run:
                 outcome.warnings.extend(not_hashed(named, self._configuration, self.draft))
             samples = sampler.rows(file.row.file, self.started) if sampler is not None else []
             accepted = Accepted(file, load, position, digest, application, reading, outcome, batch, samples)
+        # up to 500 readings wait for the end of the run: what is applied already need not wait with them
+        accepted.reading.ids.forget()
+        if isinstance(accepted.reading, SyncReading):
+            accepted.reading.pairs.clear()
         self.rows.absorb(application.rows)
         self._history.took(file, accepted.batch)
         return accepted

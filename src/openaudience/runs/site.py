@@ -231,7 +231,12 @@ class Lease:
                         f"{self._patience} s; wait for it to end, then try again"
                     ) from None
                 time.sleep(LEASE_POLL)
-        self._fence = self._site.number(FENCE)
+        try:
+            self._fence = self._site.number(FENCE)
+        except BaseException:
+            # nobody calls __exit__ now, and a lock that is left held would keep this very process out for ever
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 
 from sqlalchemy import text
 
+from openaudience.catalog.migrate import ENVIRONMENTS
 from openaudience.errors import OpenAudienceError
 from openaudience.home import Home
+from openaudience.runs.post import summary
+from openaudience.runs.site import Site
 from openaudience.serve.parts import enabled
 from openaudience.serve.state import FOLDER, State, states
 from openaudience.store.files import TEMPORARY
@@ -31,6 +35,16 @@ def checks(home: Home) -> list[Check]:
     """All checks, in a fixed order: disk, catalog, then each part that the settings ask for."""
     living = states(home.path)
     return [_disk(home), _catalog(home), *(_part(part, living) for part in enabled(home.settings))]
+
+
+def mails(home: Home) -> dict[str, dict[str, int]]:
+    """How many receipts wait to be mailed and were given up, by environment; no reason not to be ready (UI-33)."""
+    found = {}
+    for name in ENVIRONMENTS:
+        with suppress(OpenAudienceError):
+            figures = summary(Site(home, name))
+            found[name] = {state: figures[state] for state in ("queued", "failed")}
+    return found
 
 
 def free_bytes(home: Home) -> int:

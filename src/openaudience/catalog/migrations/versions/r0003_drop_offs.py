@@ -19,6 +19,8 @@ def upgrade() -> None:
     op.add_column("files", sa.Column("stamp", sa.String(length=255), nullable=True))
     op.add_column("files", sa.Column("refusal", sa.Text(), nullable=True))
     op.create_index("ix_files_stamp", "files", ["environment", "door", "path", "stamp"], unique=True)
+    op.create_index("ix_files_dpids", "files", ["environment", "dpids", "timestamp"], unique=False)
+    op.create_index("ix_files_batch", "files", ["environment", "batch_name"], unique=False)
     op.create_table(
         "mails",
         sa.Column("mail", BIG, autoincrement=True, nullable=False),
