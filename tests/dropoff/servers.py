@@ -21,6 +21,8 @@ from openaudience.config import S3Section
 from openaudience.dropoff.stores import client
 
 KEY, SECRET = "admin-key", "admin-secret-of-some-length"
+READER = "reader-key"
+"""Of an account that may list and read, and no more; with the same secret."""
 STARTING_SECONDS = 60
 
 
@@ -105,7 +107,12 @@ def s3_server(folder: Path, program: str) -> Iterator[S3Server]:
         "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
         "actions": ["Admin", "Read", "List", "Tagging", "Write"],
     }
-    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    reader = {
+        "name": "reader",
+        "credentials": [{"accessKey": READER, "secretKey": SECRET}],
+        "actions": ["Read", "List"],
+    }
+    (folder / "s3.json").write_text(json.dumps({"identities": [identity, reader]}))
     (folder / "data").mkdir()
     master, volume, filer, s3 = free_ports(4)
     command = [

@@ -17,6 +17,7 @@ from openaudience.config import LimitsSection, S3Section, Settings
 from openaudience.dropoff.doors import Delivery, DeliveryChanged
 from openaudience.dropoff.objects import bucket, bucket_doors
 from openaudience.dropoff.paths import unfinished
+from openaudience.dropoff.stores import AccessRefused
 from openaudience.errors import InputError, StoreUnavailable
 
 
@@ -301,6 +302,31 @@ def test_objects_that_may_not_be_deleted_do_not_stop_what_comes(house: House) ->
         intake.round()
     house.apply()
     assert house.receipts() == [(FIRST, "processed", ""), (SECOND, "processed", "")]
+
+
+@pytest.mark.rule("IN-06")
+def test_one_object_that_is_locked_keeps_no_other_from_being_deleted(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in (PLACE + FIRST, PLACE + SECOND):
+        house.shelf.put(key, key.encode() + b"\t10\n")
+    intake = house.intake()
+    intake.round()
+    house.apply()
+    house.now = NOW + 31 * DAY
+    asked: list[str] = []
+
+    def delete(key: str) -> None:
+        asked.append(key)
+        if key.endswith(FIRST):
+            raise AccessRefused("locked")
+        del house.shelf.things[key]
+
+    monkeypatch.setattr(house.shelf, "delete", delete)
+    for _ in range(3):
+        intake.round()
+    assert list(house.shelf.things) == [PLACE + FIRST]
+    assert sorted(asked) == [PLACE + FIRST, PLACE + SECOND], "it is not tried for ever"
 
 
 @pytest.mark.rule("OP-62")

@@ -19,7 +19,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from dropoff.hostile import hostile
 from dropoff.object_house import House, make_home, opened_house
-from dropoff.servers import S3Server, free_ports, s3_server, weed_program
+from dropoff.servers import READER, S3Server, free_ports, s3_server, weed_program
 from openaudience.config import S3Section
 from openaudience.dropoff import stores
 from openaudience.dropoff.doors import Delivery, DeliveryChanged
@@ -267,6 +267,20 @@ def test_wrong_keys_are_said_to_be_wrong(server: S3Server, wrong: dict[str, str]
         store.delete("x")
 
 
+def test_an_account_that_may_only_read_takes_files_and_leaves_them_there(
+    server: S3Server, name: str, tmp_path: Path
+) -> None:
+    server.client.put_object(Bucket=name, Key=PLACE + NAME, Body=b"a\t10\n")
+    store = opened(server, name, access_key_id=READER)
+    reading = door(store, name)
+    delivery = seen(reading)[PLACE + NAME]
+    assert reading.fetch(delivery, tmp_path / "x" / NAME)[1] == 5
+    reading.release(delivery)
+    assert seen(reading) == {delivery.path: delivery}
+    with pytest.raises(AccessRefused, match="read and delete its objects"):
+        store.delete(delivery.path)
+
+
 def test_a_missing_bucket_is_no_empty_one(server: S3Server) -> None:
     with pytest.raises(StoreUnavailable, match=r"bucket nowhere .*NoSuchBucket; make the bucket or correct s3.buckets"):
         list(opened(server, "nowhere").list(""))
@@ -413,7 +427,8 @@ def test_a_listing_without_an_end_is_given_up(token: str) -> None:
     def answer(request: http.server.BaseHTTPRequestHandler) -> None:
         turns.append(request.path)
         mark = f"<NextContinuationToken>{len(turns) % 2}</NextContinuationToken>" if token == "flip" else token
-        answering(200, PAGE.format(more="true", token=mark).encode())(request)
+        more = "true" if len(turns) < 10 else "false"
+        answering(200, PAGE.format(more=more, token=mark).encode())(request)
 
     with pretender(answer) as (store, _), pytest.raises(StoreUnavailable, match="lists without an end"):
         list(store.list(""))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -140,8 +141,43 @@ def test_a_session_that_ends_finishes_no_file(house: SftpHouse, way: str, conten
 
 
 @pytest.mark.rule("IN-05")
+@pytest.mark.parametrize("request_", ["fsync", "close"])
+def test_a_connection_lost_while_the_disk_is_slow_finishes_no_file(
+    house: SftpHouse, monkeypatch: pytest.MonkeyPatch, request_: str
+) -> None:
+    """Whether its sender was done, or would have gone on, nobody can tell then."""
+    begun, held, fsync = threading.Event(), threading.Event(), os.fsync
+
+    def slow(descriptor: int) -> None:
+        begun.set()
+        assert held.wait(10)
+        fsync(descriptor)
+
+    async def send() -> None:
+        link = await house.connect()
+        client = await link.start_sftp_client()
+        file = await client.open(NAME, "wb")
+        await file.write(HALF)
+        monkeypatch.setattr(os, "fsync", slow)
+        asking = asyncio.create_task(getattr(file, request_)())
+        await asyncio.to_thread(begun.wait, 10)
+        (connection,) = house.server.connections
+        link.abort()
+        await asyncio.to_thread(until, lambda: not house.server.connections)
+        held.set()
+        await asyncio.to_thread(until, lambda: house.happened("upload_cut"))
+        assert connection.peer.handles == 0
+        await asyncio.gather(asking, return_exceptions=True)
+
+    asyncio.run(send())
+    house.stop()
+    is_cut(house)
+
+
+@pytest.mark.rule("IN-05")
 @pytest.mark.parametrize("broken", [0, 1, 2])
-def test_a_session_that_ends_finishes_none_of_several_files(house: SftpHouse, broken: int) -> None:
+@pytest.mark.parametrize("abruptly", [False, True])
+def test_a_session_that_ends_finishes_none_of_several_files(house: SftpHouse, broken: int, abruptly: bool) -> None:
     """Also where closing one of them fails, because a write was refused."""
 
     async def send() -> None:
@@ -153,7 +189,12 @@ def test_a_session_that_ends_finishes_none_of_several_files(house: SftpHouse, br
             if number == broken:
                 with pytest.raises(asyncssh.SFTPPermissionDenied, match="hole"):
                     await file.write(b"x", 1 << 40)
-        client.exit()
+        writer = client._handler._writer
+        assert writer is not None
+        if abruptly:
+            writer.channel.abort()
+        else:
+            client.exit()
         await asyncio.to_thread(until, lambda: len(house.happened("upload_cut")) == 3)
         # another session of the connection goes on
         other = await link.start_sftp_client()
@@ -339,6 +380,48 @@ def test_what_is_resumed_and_cut_again_waits_on(house: SftpHouse) -> None:
     asyncio.run(resume())
     until(lambda: len(house.happened("upload_cut")) == 2)
     is_cut(house)
+
+
+def test_what_was_received_under_an_unfinished_name_may_go_on(house: SftpHouse) -> None:
+    house.put("x.part", HALF)
+
+    async def append(client: asyncssh.SFTPClient) -> None:
+        async with client.open("x.part", "ab") as file:
+            await file.write(CONTENT[len(HALF) :])
+        await client.rename("x.part", NAME)
+
+    house.with_client(append)
+    house.becomes_whole({PLACE: CONTENT})
+
+
+@pytest.mark.rule("IN-05")
+def test_what_was_answered_as_received_is_delivered_although_the_next_upload_begins_at_once(
+    house: SftpHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, whole = threading.Event(), house.tree.whole
+
+    def slow(place: Path, upload: int | None = None) -> None:
+        assert held.wait(10)
+        whole(place, upload)
+
+    monkeypatch.setattr(house.tree, "whole", slow)
+
+    async def again(client: asyncssh.SFTPClient) -> None:
+        # as scp opens it: without saying that it starts anew
+        async with client.open(NAME, FXF_WRITE | FXF_CREAT, encoding=None) as file:
+            await file.write(b"second", 0)
+
+    async def send() -> None:
+        async with house.session() as client, house.session() as other:
+            await put(client, NAME, CONTENT)
+            second = asyncio.create_task(again(other))
+            done, _ = await asyncio.wait([second], timeout=0.1)
+            assert not done
+            held.set()
+            await second
+
+    asyncio.run(send())
+    until(lambda: sorted(delivery.size for delivery in house.door.look(PARTNERS)) == [6, len(CONTENT)])
 
 
 @pytest.mark.rule("IN-05")

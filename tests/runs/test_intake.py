@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
+from dropoff.hostile import hostile
 from openaudience.catalog.ledger import FileRow
 from openaudience.cli import main
 from openaudience.dropoff.folders import FolderDoor
@@ -235,6 +236,28 @@ def test_a_taken_file_keeps_its_name_and_cannot_be_resumed(house: House) -> None
         house.tree.rename(1001, (FIRST,), ("other",))
     with pytest.raises(PathRefused, match="anew"):
         house.tree.begin(1001, (FIRST,), resume=True)
+
+
+@pytest.mark.rule("OP-62")
+def test_hostile_names_in_the_folder_get_a_receipt_each_and_lead_nowhere(house: House, tmp_path: Path) -> None:
+    intake = house.intake()
+    intake.round()
+    folder = house.site.folder / "folder" / "acme"
+    names = {name for path in hostile() for name in (path.replace(b"/", b"|"),) if b"\0" not in name}
+    names = {name for name in names if 0 < len(name) <= 255 and name not in (b".", b"..")}
+    for name in names:
+        with open(bytes(folder) + b"/" + name, "wb") as file:
+            file.write(b"a\t10\n")
+    (folder / "link.sync").symlink_to(tmp_path / "workspace.yaml")
+    outside = {path for path in tmp_path.rglob("*") if house.site.folder not in path.parents}
+    house.wall.ahead = 25 * HOUR
+    assert intake.round() == len(names)
+    house.apply()
+    intake.round()
+    assert len(house.receipts()) == len(names)
+    assert [status for _, status, _ in house.receipts()] == ["rejected"] * len(names)
+    assert {path for path in tmp_path.rglob("*") if house.site.folder not in path.parents} == outside
+    assert [path.name for path in folder.iterdir()] == ["link.sync"], "links are left alone"
 
 
 def test_names_that_no_file_system_or_mail_takes_are_made_printable(house: House) -> None:

@@ -344,11 +344,11 @@ class _Channel(SSHServerStreamSession[bytes]):
         peer.channels += 1
 
     def eof_received(self) -> bool:
+        # comes with the end of the connection too
         self._left = True
         return super().eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._left = True
         self._peer.channels -= 1
         super().connection_lost(exc)
 

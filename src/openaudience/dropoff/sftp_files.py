@@ -1,6 +1,7 @@
 """SFTP sessions on the upload tree: what a partner may do with its files, and when one of them is whole (IN-05).
 
-SFTP tells a finished upload from a cut one: only a client that has sent everything closes its handle. asyncssh closes
+SFTP tells a finished upload from a cut one: only a client that has sent everything closes its handle. (All but one:
+OpenSSH's ``sftp``, interrupted by its user, closes it too. Nothing on the wire shows that.) asyncssh closes
 handles itself when a channel ends, and ends the session directly afterwards, before anything else can happen; so a
 file becomes whole in the step of the event loop after its handle was closed, unless the session has ended by then.
 Where closing fails asyncssh would neither close the rest nor end the session, so that nothing fails once the client
@@ -23,6 +24,7 @@ import asyncssh
 from asyncssh import FXF_APPEND, FXF_CREAT, FXF_EXCL, FXF_TRUNC, FXF_WRITE, SFTPAttrs, SFTPName
 
 from openaudience.dropoff.paths import PathRefused, parts, shown, unfinished
+from openaudience.dropoff.sftp_views import Listing, attributes
 from openaudience.dropoff.uploads import State, UploadTree
 from openaudience.store.files import make_folder
 
@@ -66,6 +68,9 @@ class Peer:
         if self.handles >= MOST_HANDLES:
             raise asyncssh.SFTPFailure(f"more than {MOST_HANDLES} files and folders are open; close some")
         self.handles += 1
+
+    def closed(self) -> None:
+        self.handles -= 1
 
 
 @dataclass(eq=False)
@@ -208,7 +213,7 @@ class Session(asyncssh.SFTPServer):
             else:
                 handle = await self._open_upload(path, pflags)
         except BaseException:
-            self._peer.handles -= 1
+            self._peer.closed()
             raise
         self._handles.add(handle)
         if self._ended:
@@ -327,7 +332,7 @@ class Session(asyncssh.SFTPServer):
     def _let_go(self, handle: _Handle) -> None:
         handle.closed = True
         self._handles.discard(handle)
-        self._peer.handles -= 1
+        self._peer.closed()
         if handle.upload is not None:
             handle.upload.handles -= 1
 
@@ -441,7 +446,7 @@ class Session(asyncssh.SFTPServer):
 
     async def fstat(self, file_obj: object) -> SFTPAttrs:
         handle = cast(_Handle, file_obj)
-        return await self._with(handle, lambda: _attributes(os.fstat(handle.stream.fileno())), aside=False)
+        return await self._with(handle, lambda: attributes(os.fstat(handle.stream.fileno())), aside=False)
 
     async def fsetstat(self, file_obj: object, attrs: SFTPAttrs) -> None:
         """Modes and times are the upload's own; only the size may be set (lftp and scp do, to the size it has)."""
@@ -467,7 +472,7 @@ class Session(asyncssh.SFTPServer):
         return status
 
     async def stat(self, path: bytes) -> SFTPAttrs:
-        return await self._do(lambda: _attributes(self._status(parts(path))), aside=False)
+        return await self._do(lambda: attributes(self._status(parts(path))), aside=False)
 
     async def lstat(self, path: bytes) -> SFTPAttrs:
         return await self.stat(path)
@@ -485,9 +490,9 @@ class Session(asyncssh.SFTPServer):
         self._peer.opened()
         try:
             self._peer.touch()
-            return _Listing(os.scandir(self._tree.place(self._pid, parts(path))), self._peer, self._do)
+            return Listing(os.scandir(self._tree.place(self._pid, parts(path))), self._do, self._peer.closed)
         except Exception as error:
-            self._peer.handles -= 1
+            self._peer.closed()
             raise self._answer(error) from None
 
     async def remove(self, path: bytes) -> None:
@@ -552,52 +557,6 @@ class Session(asyncssh.SFTPServer):
 
     def format_group(self, gid: int | None) -> str:
         return "partner"
-
-
-class _Listing:
-    """The entries of a folder, as many at a time as the client asks for. It closes with the last reference."""
-
-    def __init__(self, entries: Any, peer: Peer, do: Callable[..., Any]) -> None:
-        self._entries = entries
-        self._peer = peer
-        self._do = do
-
-    def __aiter__(self) -> AsyncIterator[SFTPName]:
-        return self
-
-    async def __anext__(self) -> SFTPName:
-        found: SFTPName | None = await self._do(self._next, aside=False)
-        if found is None:
-            raise StopAsyncIteration
-        return found
-
-    def _next(self) -> SFTPName | None:
-        for entry in self._entries:
-            try:
-                status = entry.stat(follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
-                return SFTPName(os.fsencode(entry.name), attrs=_attributes(status))
-        return None
-
-    def __del__(self) -> None:
-        self._entries.close()
-        self._peer.handles -= 1
-
-
-def _attributes(status: os.stat_result) -> SFTPAttrs:
-    """What a client sees of a file or folder: nothing of users and modes of the host."""
-    mode = stat.S_IFDIR | 0o755 if stat.S_ISDIR(status.st_mode) else stat.S_IFREG | 0o644
-    return SFTPAttrs(
-        size=status.st_size,
-        uid=0,
-        gid=0,
-        permissions=mode,
-        atime=int(status.st_mtime),
-        mtime=int(status.st_mtime),
-        nlink=1,
-    )
 
 
 def _key(place: Path) -> Key | None:
