@@ -174,9 +174,11 @@ class WebSection(msgspec.Struct, frozen=True):
 
 
 class TimingSection(msgspec.Struct, frozen=True):
-    """``wait_seconds``: how long a command waits for another process that is changing data (design 2.5)."""
+    """``wait_seconds``: how long a command waits for another process that is changing data (design 2.5).
+    ``daily_run``: the UTC time of day at which all profiles are judged anew (QL-904, UI-06)."""
 
     wait_seconds: Annotated[int, Meta(ge=1, le=86400)] = 600
+    daily_run: Annotated[str, Meta(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")] = "00:30"
 
 
 class Settings(msgspec.Struct, frozen=True):

@@ -116,6 +116,8 @@ def read_name(text: str) -> Name:
 
 def read_lines(name: Name, data: bytes) -> list[bytes]:
     """The non-blank lines of a file, without their ends; raises Refused (10 §4)."""
+    if not data:
+        raise Refused("empty_file")  # whatever its name says
     if name.text.endswith((".gpg", ".pgp")):
         raise Refused("not_pgp")
     if name.gz:

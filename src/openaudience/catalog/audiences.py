@@ -1,10 +1,20 @@
-"""What is configured about segments, merge rules and destinations, as evaluation and exports see it (30 §6-10, 40 §1-3)."""
+"""What is configured about segments, merge rules and destinations, as evaluation and exports see it (30, 40)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from openaudience.catalog.facade import Catalog
+from openaudience.catalog.tables import DocumentRow, FolderRow, TraitRow
+from openaudience.rules.segments import FOLDER, SegmentTree, read_segment
+from openaudience.vocabulary import Trait
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +73,7 @@ class Mapped:
 class Destination:
     """A destination of a type that is exported in files (OB-01 … OB-04, fields OB-08 … OB-24).
 
-    ``in_file_sources``: None = all first-party sources (``all_first_party``). ``lookback`` in days, None without filter.
+    ``in_file_sources``: None = all first-party sources (``all_first_party``). ``lookback`` in days, None = no filter.
     ``incremental`` and ``full``: days between runs, None = never.
     """
 
@@ -89,3 +99,124 @@ class Destination:
     server: int | None
     format: int | None
     mappings: tuple[Mapped, ...] = ()
+
+
+BUILT_IN = MergeRule(0, 0, "This device", "NO_CROSS_DEVICE", "DEVICE")
+"""In force where no merge rule is defined (QL-1020)."""
+
+
+class Audiences:
+    """One consistent reading of what is configured about segments, traits and destinations of an environment."""
+
+    def __init__(
+        self,
+        traits: Mapping[int, Trait],
+        folders: Mapping[int, int],
+        own: Mapping[int, frozenset[int]],
+        folder_of: Mapping[int, int],
+        merge_rules: Mapping[int, MergeRule],
+        segments: Mapping[int, Segment],
+    ) -> None:
+        self.traits = traits
+        self.merge_rules = merge_rules
+        self.segments = segments
+        self._parents = folders
+        self._own = own
+        self._folder_of = folder_of
+
+    @classmethod
+    def of(cls, catalog: Catalog, session: Session) -> Audiences:
+        """Reads everything in a few queries."""
+        environment = catalog.environment
+        traits = {trait.sid: trait for trait in catalog.traits(session=session)}
+        of_trait = select(TraitRow.number, TraitRow.folder).where(TraitRow.environment == environment)
+        folder_of = {sid: folder for sid, folder in session.execute(of_trait)}  # noqa: C416 (dict() sees a mapping in it)
+        of_folder = select(FolderRow.number, FolderRow.parent).where(
+            FolderRow.environment == environment, FolderRow.tree == "traits"
+        )
+        parents = {number: parent for number, parent in session.execute(of_folder)}  # noqa: C416 (as above)
+        documents: dict[str, list[tuple[int, int, dict[str, Any]]]] = {}
+        query = select(DocumentRow.kind, DocumentRow.number, DocumentRow.pid, DocumentRow.document).where(
+            DocumentRow.environment == environment, DocumentRow.kind.in_(("segments", "mergeRules"))
+        )
+        for kind, number, pid, document in session.execute(query.order_by(DocumentRow.number)):
+            documents.setdefault(kind, []).append((number, pid, document))
+        rules = {0: BUILT_IN}
+        defaults: dict[int, int] = {}
+        for number, pid, document in documents.get("mergeRules", ()):
+            rules[number] = _merge_rule(number, pid, document)
+            if document.get("isDefault"):
+                defaults[pid] = number
+        segments = {
+            number: Segment(
+                number,
+                pid,
+                document["name"],
+                document["dataSourceId"],
+                document["segmentRule"],
+                document.get("mergeRuleDataSourceId") or defaults.get(pid, 0),
+                document.get("status", "ACTIVE") == "ACTIVE",
+                document.get("integrationCode"),
+                document.get("legacyId"),
+            )
+            for number, pid, document in documents.get("segments", ())
+        }
+        own: dict[int, set[int]] = {}
+        for trait in traits.values():
+            own.setdefault(trait.pid, set()).add(trait.dpid)
+        return cls(traits, parents, {pid: frozenset(dpids) for pid, dpids in own.items()}, folder_of, rules, segments)
+
+    @cached_property
+    def _below(self) -> dict[int, frozenset[int]]:
+        """The plain traits in each folder and below it."""
+        found: dict[int, set[int]] = {}
+        for sid, folder in self._folder_of.items():
+            if self.traits[sid].type == FOLDER:
+                continue
+            at = folder
+            while at:
+                found.setdefault(at, set()).add(sid)
+                at = self._parents.get(at, 0)
+        return {folder: frozenset(sids) for folder, sids in found.items()}
+
+    def trees(self) -> dict[int, SegmentTree]:
+        """The parsed rules of all segments."""
+        return {sid: read_segment(segment.rule) for sid, segment in self.segments.items()}
+
+    def folder_members(self, sid: int) -> frozenset[int]:
+        """What a folder trait consists of (QL-605); of any other trait, nothing."""
+        trait = self.traits.get(sid)
+        if trait is None or trait.type != FOLDER:
+            return frozenset()
+        return self._below.get(self._folder_of[sid], frozenset())
+
+    # what qualifications ask (``runs.qualified.TraitKinds``)
+
+    def kind(self, sid: int) -> str | None:
+        """The literal of QL-201 … QL-206."""
+        trait = self.traits.get(sid)
+        return None if trait is None else trait.type
+
+    def source(self, sid: int) -> int:
+        """The data source of a trait."""
+        return self.traits[sid].dpid
+
+    def members(self, sid: int) -> frozenset[int]:
+        """As ``folder_members``."""
+        return self.folder_members(sid)
+
+    def sources_of(self, sid: int) -> frozenset[int]:
+        """The data sources of the partner that a trait belongs to."""
+        return self._own.get(self.traits[sid].pid, frozenset())
+
+
+def _merge_rule(number: int, pid: int, document: Mapping[str, Any]) -> MergeRule:
+    return MergeRule(
+        number,
+        pid,
+        document["name"],
+        document["authenticatedOption"],
+        document.get("deviceOption") or "NO_DEVICE",
+        tuple(document.get("dataSourceIds") or ()),
+        frozenset(document.get("dataExportRestrictions") or ()),
+    )

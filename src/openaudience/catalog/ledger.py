@@ -180,6 +180,33 @@ class MailRow(Base):
     __table_args__ = (Index("ix_mails_state", "environment", "state", "due"),)
 
 
+class EvaluationRow(Base):
+    """A decided evaluation of segments: its rows in ``memberships`` bear ``load``, a number that no file's load has.
+
+    Joins and leaves stand whatever is undone later, so there is nothing to withdraw. ``cause``: file, undo, redo,
+    daily, export, configuration, repair.
+    """
+
+    __tablename__ = "evaluations"
+    environment: Mapped[str] = mapped_column(String(16), primary_key=True)
+    load: Mapped[int] = mapped_column(Big, primary_key=True, autoincrement=False)
+    at: Mapped[int] = mapped_column(Big)
+    cause: Mapped[str] = mapped_column(String(16))
+
+
+class EvaluatedRow(Base):
+    """What a segment meant when all profiles were last judged by it: a digest of its rule, merge rule and folders."""
+
+    __tablename__ = "evaluated"
+    environment: Mapped[str] = mapped_column(String(16), primary_key=True)
+    sid: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    digest: Mapped[str] = mapped_column(String(64))
+
+
+CONFIGURATION = "configuration"
+"""Counter that every save of the configuration advances, so that others need not read it to see that it changed."""
+
+
 class CounterRow(Base):
     """Numbers that only grow: next load, position, drop, fence, and the instant of the last job."""
 
@@ -205,6 +232,13 @@ def counter(session: Session, environment: str, name: str) -> int:
     """The next number of a counter, without taking it."""
     row = session.get(CounterRow, (environment, name))
     return 1 if row is None else row.value
+
+
+def put_counter(session: Session, environment: str, name: str, value: int) -> None:
+    """Sets a counter to ``value`` if it is lower."""
+    by = value - counter(session, environment, name)
+    if by > 0:
+        advance(session, environment, name, by)
 
 
 def seconds(instant: datetime) -> int:

@@ -24,6 +24,7 @@ from openaudience.catalog.base import transaction
 from openaudience.catalog.checks import check
 from openaudience.catalog.document import parse
 from openaudience.catalog.facade import Partner, source_view
+from openaudience.catalog.ledger import CONFIGURATION, advance
 from openaudience.catalog.migrate import ENVIRONMENTS
 from openaudience.catalog.objects import Collection, Entry, milliseconds
 from openaudience.catalog.planning import Planner, Source
@@ -210,6 +211,8 @@ def _run(
         made = compare(planner, fresh)
         changes |= dict.fromkeys(change for change, _, _ in made)
         if write:
+            if made:
+                advance(session, environment, CONFIGURATION)
             _write(session, environment, planner, made, now)
             keeper.keep(session, environment, planner.secrets, fresh)
     return Outcome(tuple(changes), tuple(warnings))

@@ -280,6 +280,19 @@ class _Side:
         held = np.sort(np.concatenate([np.empty(0, np.uint32), *(layer[0] for layer in self._layers)]))
         return held[_runs(frozen(held))[:-1]]
 
+    def mapped(self) -> Array:
+        """Nodes whose list is not empty, ascending: uint32."""
+        nodes = self.nodes()
+        return nodes[self.degrees(nodes) > 0]
+
+
+def _newest_of(offs: Array, other: Array, last: Array) -> Array:
+    """The other of the greatest ``last`` of each list: int64[n], −1 for an empty one."""
+    at = _newest(frozen(offs), frozen(last))
+    out = np.full(at.size, -1, dtype=np.int64)
+    out[at >= 0] = other[at[at >= 0]]
+    return out
+
 
 class LinkIndex:
     """All pairs of a namespace: a stack of layers, base first. Safe to share between threads."""
@@ -306,11 +319,11 @@ class LinkIndex:
 
     def newest_devices(self, customers: Array) -> Array:
         """``newest`` of many customers: int64[n], −1 where there is none."""
-        offs, device, last = self.devices(customers)
-        at = _newest(frozen(offs), frozen(last))
-        out = np.full(at.size, -1, dtype=np.int64)
-        out[at >= 0] = device[at[at >= 0]]
-        return out
+        return _newest_of(*self.devices(customers))
+
+    def newest_customers(self, devices: Array) -> Array:
+        """The customer synced last with each device: int64[n], −1 where there is none."""
+        return _newest_of(*self.customers(devices))
 
     def pairs(self) -> tuple[Array, Array, Array, Array]:
         """All pairs, ascending by customer, then device: ``(customer, device, first, last)``."""
@@ -320,8 +333,11 @@ class LinkIndex:
 
     def mapped_devices(self) -> Array:
         """Distinct devices that have a pair, ascending: uint32 (RT-221)."""
-        nodes = self._devices.nodes()
-        return nodes[self._devices.degrees(nodes) > 0]
+        return self._devices.mapped()
+
+    def mapped_customers(self) -> Array:
+        """Distinct customers that have a pair, ascending: uint32."""
+        return self._customers.mapped()
 
     def _sides(self) -> tuple[tuple[str, _Side], tuple[str, _Side]]:
         return ("c_", self._customers), ("d_", self._devices)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, Protocol, TypeAlias
 
 from lark import Token, v_args
@@ -192,6 +193,12 @@ def parse_segment(text: str, *, traits: Lookup, max_traits: int = MAX_TRAITS) ->
             "a profile without any trait would satisfy this rule; join it by AND to a trait that must hold",
         )
     return tree
+
+
+@lru_cache(maxsize=50_000)
+def read_segment(text: str) -> SegmentTree:
+    """The tree of a saved rule, whose traits were checked when it was saved. Raises ``RuleError``."""
+    return _LANGUAGE.read(text)[0]
 
 
 def _check_references(pieces: list[Piece], traits: Lookup) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import polars as pl
 from sqlalchemy import select, update
 
-from openaudience.catalog.ledger import FileRow, RunRow, advance
+from openaudience.catalog.ledger import FileRow, RunRow, advance, put_counter
 from openaudience.clock import iso
 from openaudience.errors import OpenAudienceError, StoreUnavailable
 from openaudience.runs import faults
@@ -22,12 +22,13 @@ from openaudience.runs.deciding import Decision
 from openaudience.runs.dropping import SET_ASIDE, Waiting, waiting_groups
 from openaudience.runs.files import Reader
 from openaudience.runs.loads import Load, decided_loads
+from openaudience.runs.membership import DAILY, Memberships
 from openaudience.runs.run import Group, Run, halves, runs_of
 from openaudience.runs.settling import Plan, Settler
-from openaudience.runs.site import POSITIONS, Lease, Site
+from openaudience.runs.site import DAY, POSITIONS, Lease, Site
 from openaudience.runs.upkeep import Folder, expired, refold, take_out
 from openaudience.runs.world import DEVICES, Draft
-from openaudience.store.parts import Part
+from openaudience.store.parts import Part, RowCollection
 
 SURROUNDINGS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM)
 """What the operating system says when not the file is at fault but the machine."""
@@ -40,6 +41,7 @@ class Applier:
         self.site = site
         self.reader = Reader(site)
         self.settler = Settler(site)
+        self.memberships = Memberships(site)
 
     # ---- taking ----------------------------------------------------------------------------------------------
 
@@ -121,6 +123,7 @@ class Applier:
         changes = bool(run.accepted) and not site.beta
         if changes:
             run.apply(at)
+            run.judge(self.memberships, at)
             faults.reach("applied")
             self.commit_rows(run.rows.finish())
             self.write_manifest(run.draft, at)
@@ -129,6 +132,8 @@ class Applier:
             lease.check(session)
             Decision(site, session, plan, run.started, at).write(run.taken)
             advance(session, site.name, POSITIONS, len(run.accepted))
+            if run.judged is not None:
+                run.judged.decide(session, site.name, at, "file")
             self.settler.decide(session, plan, at)
         self.after_decision()
         shutil.rmtree(site.environment.work / "run", ignore_errors=True)
@@ -189,14 +194,60 @@ class Applier:
             loads = site.loads()
             take_out(draft, expired(draft, loads, terms.ttl, draft.as_of(), at))
             refold(draft, self.folder(loads), refolds, at)
+            rows = RowCollection(site.scratch("upkeep"))
+            judged = self.memberships.everybody(draft, loads, self.memberships.naming(refolds), at, rows)
+            self.commit_rows(rows.finish())
             self.write_manifest(draft, at)
             with site.writing() as session:
                 lease.check(session)
                 site.catalog.settle_refolds(refolds, session)
+                judged.decide(session, site.name, at, "configuration")
                 self.settler.decide(session, Plan(generation=draft.number), at)
             self.after_decision()
+        if not site.beta:
+            self._follow_configuration(lease)
         self.settler.forget_old_files()
         self.settler.forget_old_receipts()
+
+    def _follow_configuration(self, lease: Lease) -> None:
+        """Judges everybody by the segments that mean something else than when they were last judged (QL-906)."""
+        memberships = self.memberships
+        if memberships.current():
+            return
+        outdated = memberships.outdated()
+        if outdated:
+            self.evaluate(lease, outdated, "configuration")
+        with self.site.writing() as session:
+            lease.check(session)
+            memberships.mark_current(session)
+
+    def evaluate(self, lease: Lease, sids: Collection[int] | None, cause: str) -> None:
+        """Judges everybody by the given segments, or all, as they are now: a run of its own (QL-904)."""
+        site = self.site
+        base, _ = site.current()
+        draft = Draft(site.generations, base)
+        at = site.instant()
+        loads = site.loads()
+        take_out(draft, expired(draft, loads, site.terms().ttl, draft.as_of(), at))
+        rows = RowCollection(site.scratch("evaluate"))
+        judged = self.memberships.everybody(draft, loads, sids, at, rows)
+        faults.reach("judged")
+        self.commit_rows(rows.finish())
+        self.write_manifest(draft, at)
+        with site.writing() as session:
+            lease.check(session)
+            judged.decide(session, site.name, at, cause)
+            self.settler.decide(session, Plan(generation=draft.number), at)
+        self.after_decision()
+        shutil.rmtree(site.environment.work / "evaluate", ignore_errors=True)
+
+    def daily(self, lease: Lease) -> None:
+        """The daily run: everybody is judged by every segment, so that what time alone changes is noticed (QL-904)."""
+        day = self.site.now() // DAY
+        self.evaluate(lease, None, "daily")
+        with self.site.writing() as session:
+            lease.check(session)
+            put_counter(session, self.site.name, DAILY, day + 1)
 
     def folder(self, loads: Sequence[Load]) -> Folder:
         terms = self.site.terms()

@@ -30,6 +30,7 @@ from openaudience.profiles.folding import Held, fold
 from openaudience.profiles.index import STORED, TOUCHED, TraitIndex, changes
 from openaudience.runs.applier import Applier
 from openaudience.runs.applying import FROM_FILE, utc
+from openaudience.runs.checking_members import faulty_members
 from openaudience.runs.dictionary import folded_keys
 from openaudience.runs.loads import Load, load_of, views
 from openaudience.runs.outcome import decoded as outcome_of
@@ -41,7 +42,7 @@ from openaudience.runs.site import DAY, Lease, Site
 from openaudience.runs.syncing import Pairs
 from openaudience.runs.undoing import Links
 from openaudience.runs.upkeep import Expired, by_trait, expired
-from openaudience.runs.world import KNOWN, Draft, World, ids_name, links_name, load_name, traits_name
+from openaudience.runs.world import KNOWN, Draft, World, ids_name, links_name, load_name, members_name, traits_name
 from openaudience.store.arrays import read_arrays
 from openaudience.store.generations import Generation
 from openaudience.vocabulary import IdKind
@@ -241,6 +242,7 @@ class _Check:
         own, held = self._facts(rows, loads, at)
         self._own(rows, newest, own, at)
         self._traits(loads, own, held, at)
+        self._members()
         self._strangers(rows)
         self._table(rows, at)
         self.receipts(own)
@@ -546,6 +548,14 @@ class _Check:
             elif self.repair:
                 # whatever is written is as of now
                 self.draft.put_traits(namespace, changes({}, left))
+
+    def _members(self) -> None:
+        for namespace, fault, layer, count in faulty_members(self.site, self.draft):
+            self._count("memberships", count)
+            if fault:
+                self._differs(
+                    members_name(namespace), fault, partial(self.draft.put_members, namespace, layer, replace=True)
+                )
 
     def _strangers(self, rows: Sequence[LoadRow]) -> None:
         """Bitmaps of loads that the ledger does not know."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -137,25 +138,11 @@ class Decision:
         for sample in one.samples:
             sample.job = job
             self._session.add(sample)
+        load = one.as_load(at)
+        if self._site.beta:
+            load = replace(load, namespace=None)
         self._session.add(
-            LoadRow(
-                environment=self._site.name,
-                load=one.load,
-                file=row.file,
-                position=one.position,
-                at=at,
-                kind=name.kind,
-                dpid=name.id_dpid,
-                target=name.target_dpid,
-                namespace=None if self._site.beta else one.namespace,
-                overwrite=overwrite,
-                batch=one.batch,
-                ruleset=one.digest,
-                links=one.application.asserts_links or name.kind != "data",
-                in_force=True,
-                event="applied",
-                since=at,
-            )
+            LoadRow(environment=self._site.name, **asdict(load), in_force=True, event="applied", since=at)
         )
         self._plan.loads.append(
             {

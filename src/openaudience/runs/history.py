@@ -14,6 +14,7 @@ from openaudience.inbound.filenames import FileName
 from openaudience.runs.applying import FileApplication
 from openaudience.runs.configuration import Configuration
 from openaudience.runs.dropping import Waiting
+from openaudience.runs.loads import Load
 from openaudience.runs.outcome import Outcome
 from openaudience.runs.reading import Reading
 from openaudience.runs.sampling import ErrorSampler
@@ -46,6 +47,24 @@ class Accepted:
     def namespace(self) -> int | None:
         """Whose profiles a data file names: 0 devices, else a cross-device DPID; None for an ID sync."""
         return self.reading.namespace if isinstance(self.reading, Reading) else None
+
+    def as_load(self, at: int) -> Load:
+        """The load as it will be in force; ``at``: the instant of its job (UTC seconds)."""
+        name = self.name
+        return Load(
+            self.load,
+            self.waiting.row.file,
+            self.position,
+            at,
+            name.kind,
+            name.id_dpid,
+            name.target_dpid,
+            self.namespace,
+            name.mode == "overwrite",
+            self.batch,
+            self.digest,
+            self.application.asserts_links or name.kind != "data",
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from openaudience.catalog.ledger import LoadRow
+from openaudience.catalog.ledger import EvaluationRow, LoadRow
 from openaudience.profiles.folding import LoadView
 from openaudience.runs.rulebook import Rulebook
 
@@ -59,6 +59,12 @@ def loads_in_force(session: Session, environment: str) -> list[Load]:
 def decided_loads(session: Session, environment: str) -> list[int]:
     """Numbers of all loads that were ever in force; rows of any other load do not exist (design 2.1)."""
     query = select(LoadRow.load).where(LoadRow.environment == environment).order_by(LoadRow.load)
+    return list(session.scalars(query))
+
+
+def decided_evaluations(session: Session, environment: str) -> list[int]:
+    """Numbers of all evaluations of segments that were decided; only their rows of ``memberships`` exist."""
+    query = select(EvaluationRow.load).where(EvaluationRow.environment == environment).order_by(EvaluationRow.load)
     return list(session.scalars(query))
 
 

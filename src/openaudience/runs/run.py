@@ -13,27 +13,29 @@ from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 from pyroaring import BitMap
 
 from openaudience.catalog.ledger import advance, counter
 from openaudience.errors import FileRejected
 from openaudience.inbound.filenames import FileName
 from openaudience.profiles.index import TOUCHED
-from openaudience.runs.applying import FileApplication
+from openaudience.runs.applying import FileApplication, made_pairs
 from openaudience.runs.configuration import Configuration
-from openaudience.runs.dictionary import OwnDevice
+from openaudience.runs.dictionary import Dictionaries, OwnDevice
 from openaudience.runs.dropping import Waiting
 from openaudience.runs.files import Reader, Task
 from openaudience.runs.history import Accepted, History, hash_warnings, not_hashed, sampler_of
 from openaudience.runs.loads import Load
+from openaudience.runs.membership import Judged, Memberships, Touched
 from openaudience.runs.outcome import Outcome
-from openaudience.runs.reading import Reading
+from openaudience.runs.reading import Reading, bitmap
 from openaudience.runs.rulebook import Ruleset
 from openaudience.runs.rundraft import RunDraft
 from openaudience.runs.site import LOADS, POSITIONS, Site
 from openaudience.runs.syncing import SyncReading
 from openaudience.runs.upkeep import expired, take_out
-from openaudience.runs.world import DEVICES
+from openaudience.runs.world import DEVICES, World
 from openaudience.store.parts import RowCollection
 from openaudience.vocabulary import FileWarning, Layout
 
@@ -95,6 +97,8 @@ class Run:
         self._groups = groups
         self._rulesets: dict[tuple[int | None, Layout], tuple[Ruleset, str]] = {}
         self._count = 0
+        self.touched = Touched()
+        self.judged: Judged | None = None
 
     # made for the first file that can be read: names are refused whatever state the index is in
 
@@ -171,6 +175,7 @@ class Run:
             outcome = Outcome.of(sync.tally, warnings)
             if not site.beta:
                 outcome.with_links(application.apply_sync(sync, ruleset, site.now()))
+                self._touch_linked(sync)
                 outcome.warnings.extend(hash_warnings(sync, self._configuration, self.draft))
             accepted = Accepted(file, load, position, digest, application, sync, outcome, None, [])
         else:
@@ -181,6 +186,9 @@ class Run:
             if not site.beta:
                 application.apply_ids(reading.ids, site.now())
                 application.apply_made(reading.ids, site.now())
+                self._touch_made(reading.ids)
+                self.touched.profile(reading.namespace, reading.touched)
+                self.touched.sids.update(reading.sids)
                 application.keep_traits(reading)
             outcome = Outcome.of(reading.tally, [*warnings, *findings(reading)])
             if reading.namespace != DEVICES:
@@ -197,6 +205,20 @@ class Run:
         self._history.took(file, accepted.batch)
         return accepted
 
+    def _touch_linked(self, sync: SyncReading) -> None:
+        """What an ID sync says is gone after its reading: whose mappings may have changed is noted now."""
+        self._touch_made(sync.ids)
+        self.touched.profile(DEVICES, sync.named)
+        for (dpid, to), several in sync.pairs.items():
+            self.touched.sources.add(dpid)
+            self.touched.profile(dpid, bitmap(np.concatenate([pairs.customer for pairs in several])))
+            self.touched.profile(to, bitmap(np.concatenate([pairs.other for pairs in several])))
+
+    def _touch_made(self, ids: Dictionaries) -> None:
+        for dpid, pairs in made_pairs(ids):
+            self.touched.sources.add(dpid)
+            self.touched.profile(DEVICES, bitmap(pairs.other))
+
     def _ruleset(self, name: FileName, layout: Layout) -> tuple[Ruleset, str]:
         key = (name.target_dpid, layout)
         found = self._rulesets.get(key)
@@ -209,7 +231,9 @@ class Run:
 
     def apply(self, at: int) -> None:
         """Brings the draft up to ``at`` (UTC seconds), then applies what the files say about traits."""
-        take_out(self.draft, expired(self.draft, self._loads, self.site.terms().ttl, self.draft.as_of(), at))
+        gone = expired(self.draft, self._loads, self.site.terms().ttl, self.draft.as_of(), at)
+        take_out(self.draft, gone)
+        self.touched.expired(gone)
         batches: dict[int, list[int]] = {}
         for load in self._loads:
             if load.batch is not None:
@@ -229,6 +253,12 @@ class Run:
             removed = one.application.apply_traits(one.reading, one.reading.namespace, overwrite, begun, at)
             one.outcome.with_traits(one.reading, removed)
             self.rows.absorb(one.application.rows)
+
+    def judge(self, memberships: Memberships, at: int) -> None:
+        """Evaluates segments for the profiles that the files touched (QL-904)."""
+        before = World.of(self.site.generations, self.draft.base)
+        loads = [*self._loads, *(one.as_load(at) for one in self.accepted)]
+        self.judged = memberships.follow(self.draft, before, loads, self.touched, at, self.rows)
 
 
 def findings(reading: Reading) -> Iterator[FileWarning]:

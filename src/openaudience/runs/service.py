@@ -14,7 +14,8 @@ from openaudience.catalog.ledger import FileRow, RunRow
 from openaudience.errors import OpenAudienceError, StoreUnavailable
 from openaudience.runs.applier import Applier
 from openaudience.runs.dropping import SET_ASIDE, drop
-from openaudience.runs.loads import decided_loads, loads_in_force, numbers
+from openaudience.runs.loads import decided_evaluations, decided_loads, loads_in_force, numbers
+from openaudience.runs.membership import is_current
 from openaudience.runs.memory import keep_freed_memory
 from openaudience.runs.packing import pack
 from openaudience.runs.receipts import Shown, jobs_of_drop, receipts_of
@@ -37,7 +38,7 @@ def unfinished(site: Site) -> bool:
             .select_from(FileRow)
             .where(FileRow.environment == site.name, FileRow.state == "waiting")
         )
-        return bool(runs or waiting or site.catalog.refolds(session))
+        return bool(runs or waiting or site.catalog.refolds(session)) or not is_current(site, session)
 
 
 def finish_unfinished(site: Site) -> None:
@@ -100,4 +101,5 @@ def sql(site: Site, text: str) -> pl.DataFrame:
     with site.reading() as session:
         force = numbers(loads_in_force(session, site.name))
         ever = decided_loads(session, site.name)
-    return query.sql(text, site.tables, force, ever)
+        evaluations = decided_evaluations(session, site.name)
+    return query.sql(text, site.tables, force, ever, evaluations)

@@ -37,6 +37,7 @@ from openaudience.runs.applying import (
 )
 from openaudience.runs.files import Task
 from openaudience.runs.loads import Load, load_of
+from openaudience.runs.membership import Judged, Touched
 from openaudience.runs.outcome import Outcome, decoded
 from openaudience.runs.reading import Reading, bitmap
 from openaudience.runs.receipts import compose, encoded
@@ -46,7 +47,8 @@ from openaudience.runs.site import DAY, LOADS, Lease, Site
 from openaudience.runs.syncing import Pairs, SyncReading
 from openaudience.runs.upkeep import by_trait, expired, take_out
 from openaudience.runs.world import DEVICES, Draft, World
-from openaudience.store.parts import Part
+from openaudience.store.generations import Generation
+from openaudience.store.parts import Part, RowCollection
 from openaudience.vocabulary import FileWarning, IdKind
 
 Namespace = tuple[int, int]
@@ -153,6 +155,7 @@ class Flip:
     affected: dict[int, dict[int, BitMap]] = field(default_factory=dict)
     """By namespace and sid, the profiles to be folded anew."""
     parts: list[Part] = field(default_factory=list)
+    touched: Touched = field(default_factory=Touched)
 
     def touch(self, namespace: int, sid: int, profiles: BitMap) -> None:
         by_sid = self.affected.setdefault(namespace, {})
@@ -183,9 +186,12 @@ class Undoing:
         after = [load for load in before if load.load not in flipped]
         if on:
             after = sorted([*after, *flip.loads], key=lambda load: load.position)
+        judged: Judged | None = None
         if not site.beta:
             terms = site.terms()
-            take_out(draft, expired(draft, before, terms.ttl, draft.as_of(), at))
+            gone = expired(draft, before, terms.ttl, draft.as_of(), at)
+            take_out(draft, gone)
+            flip.touched.expired(gone)
             for load in flip.loads:
                 self._touch_load(flip, draft, load)
             depends = any(load.links for load in flip.loads) or (
@@ -195,8 +201,9 @@ class Undoing:
                 after = self._replay(flip, draft, before, after, at)
             self.applier.commit_rows(flip.parts)
             self._refold(flip, draft, after, at)
+            judged = self._judge(flip, draft, base, after, depends, at)
             self.applier.write_manifest(draft, at)
-        number = self._decide(flip, draft, started, at, lease)
+        number = self._decide(flip, draft, judged, started, at, lease)
         self.applier.after_decision()
         shutil.rmtree(site.environment.work / "rerun", ignore_errors=True)
         return number
@@ -443,9 +450,24 @@ class Undoing:
                 went[sid] = (members & affected) - alive
             draft.put_traits(namespace, changes(came, went))
 
+    def _judge(
+        self, flip: Flip, draft: Draft, base: Generation, after: list[Load], relinked: bool, at: int
+    ) -> Judged | None:
+        """Evaluates segments for those whose traits or mappings are others now (QL-904)."""
+        memberships = self.applier.memberships
+        for namespace, by_sid in flip.affected.items():
+            for sid, profiles in by_sid.items():
+                flip.touched.sids.add(sid)
+                flip.touched.profile(namespace, profiles)
+        rows = RowCollection(self.site.scratch("judge"))
+        before = World.of(self.site.generations, base)
+        judged = memberships.follow(draft, before, after, flip.touched, at, rows, relinked=relinked)
+        self.applier.commit_rows(rows.finish())
+        return judged
+
     # ---- the decision ----------------------------------------------------------------------------------------
 
-    def _decide(self, flip: Flip, draft: Draft, started: int, at: int, lease: Lease) -> int:
+    def _decide(self, flip: Flip, draft: Draft, judged: Judged | None, started: int, at: int, lease: Lease) -> int:
         site = self.site
         plan = Plan(generation=None if site.beta else draft.number)
         replaced = {rerun.load.load: rerun for rerun in flip.reruns}
@@ -541,6 +563,8 @@ class Undoing:
                         visible=False,
                     )
                 )
+            if judged is not None:
+                judged.decide(session, site.name, at, undo.kind)
             self.applier.settler.decide(session, plan, at)
             return undo.job
 

@@ -43,6 +43,10 @@ def traits_name(namespace: int) -> str:
     return f"traits/{namespace}"
 
 
+def members_name(namespace: int) -> str:
+    return f"members/{namespace}"
+
+
 def load_name(load: int) -> str:
     return f"load/{load}"
 
@@ -126,6 +130,10 @@ class World:
 
     def traits(self, namespace: int) -> TraitIndex:
         return self._component(traits_name(namespace), BitmapFile, TraitIndex)
+
+    def members(self, namespace: int) -> TraitIndex:
+        """Who is a member of which segment, by sid, as of the last evaluations (QL-901)."""
+        return self._component(members_name(namespace), BitmapFile, TraitIndex)
 
     def known(self) -> BitMap:
         """Ordinals of all known devices. Not to be changed."""
@@ -219,6 +227,15 @@ class Draft(World):
         if not layer and not replace:
             return
         name = traits_name(namespace)
+        file = self._new_file(name)
+        write_bitmaps(self.generations.path(file), layer)
+        self._put(name, file, replace)
+        self._shorten(name, self._merge_traits)
+
+    def put_members(self, namespace: int, layer: Mapping[int, BitMap], *, replace: bool = False) -> None:
+        if not layer and not replace:
+            return
+        name = members_name(namespace)
         file = self._new_file(name)
         write_bitmaps(self.generations.path(file), layer)
         self._put(name, file, replace)

@@ -12,6 +12,7 @@ from openaudience.errors import LeaseTaken
 from openaudience.home import Home
 from openaudience.runs.applier import Applier
 from openaudience.runs.dropping import SET_ASIDE
+from openaudience.runs.membership import daily_due, is_current
 from openaudience.runs.memory import keep_freed_memory
 from openaudience.runs.packing import pack
 from openaudience.runs.receipts import receipts_of
@@ -77,6 +78,8 @@ class Worker:
                 session.scalar(waiting) is not None
                 or session.scalar(newest) == "decided"
                 or (not site.beta and bool(site.catalog.refolds(session)))
+                or not is_current(site, session)
+                or daily_due(site, session)
             )
 
     def _work(self, lease: Lease) -> None:
@@ -95,6 +98,8 @@ class Worker:
             applier.work(lease, retry=upkeep, stop=lambda: life.stopping or time.monotonic() >= until)
         finally:
             self._tell(known, aside)
+        if not life.stopping:
+            self._daily(applier, lease)
         if upkeep:
             self._upkeep_at = time.monotonic() + UPKEEP_SECONDS
         if (upkeep or time.monotonic() >= self._pack_at) and not life.stopping:
@@ -102,6 +107,13 @@ class Worker:
             self._pack_at = time.monotonic() + PACK_SECONDS
             if merged:
                 self._log.info("packed", files=merged)
+
+    def _daily(self, applier: Applier, lease: Lease) -> None:
+        with self._site.reading() as session:
+            due = daily_due(self._site, session)
+        if due:
+            applier.daily(lease)
+            self._log.info("daily-run")
 
     def _newest_job(self) -> int:
         with self._site.reading() as session:

@@ -11,7 +11,7 @@ from polars.exceptions import PanicException, PolarsError
 from openaudience.errors import InputError
 from openaudience.store.tables import Tables
 
-VIEWS = ("realizations", "links", "ids", "touches", "loads")
+VIEWS = ("realizations", "links", "ids", "touches", "memberships", "loads")
 """Names that a query may use."""
 
 _HIDDEN = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|--[^\n]*|/\*.*?\*/", re.DOTALL)
@@ -19,18 +19,23 @@ _READER = re.compile(r"\b((?:read|scan)_\w+)\"?(?:\s|/\*.*?\*/|--[^\n]*\n)*\(", 
 
 
 def sql(
-    text: str, tables: Tables, loads_in_force: Collection[int], loads_ever: Collection[int] | None = None
+    text: str,
+    tables: Tables,
+    loads_in_force: Collection[int],
+    loads_ever: Collection[int] | None = None,
+    evaluations: Collection[int] = (),
 ) -> pl.DataFrame:
     """The answer of one SELECT, WITH or SHOW statement.
 
     Views: ``realizations``, ``links``, ``touches``, ``loads`` (one row a load, its latest event) of the loads in force;
-    ``ids`` of the loads that were ever in force (``loads_ever``; None: all rows). ``first_at`` and ``last_at`` are
+    ``ids`` of the loads that were ever in force (``loads_ever``; None: all rows); ``memberships`` of the decided
+    ``evaluations``. ``first_at`` and ``last_at`` are
     filled from the load's ``at`` where a row leaves them out. Reads no clock: the present instant is a literal of the
     query. Raises ``InputError`` for anything else than such a
     statement, or one that cannot be carried out.
     """
     check_read_only(text)
-    context = pl.SQLContext(views(tables, loads_in_force, loads_ever))
+    context = pl.SQLContext(views(tables, loads_in_force, loads_ever, evaluations))
     try:
         return context.execute(text).collect(engine="streaming")
     except (PolarsError, PanicException, ValueError, TypeError) as error:
@@ -55,7 +60,10 @@ def check_read_only(statement: str) -> None:
 
 
 def views(
-    tables: Tables, loads_in_force: Collection[int], loads_ever: Collection[int] | None = None
+    tables: Tables,
+    loads_in_force: Collection[int],
+    loads_ever: Collection[int] | None = None,
+    evaluations: Collection[int] = (),
 ) -> dict[str, pl.LazyFrame]:
     """The views of ``sql`` as lazy frames; filters on them reach the files."""
     force = sorted(loads_in_force)
@@ -79,5 +87,6 @@ def views(
         "links": counting("links"),
         "ids": tables.scan("ids", loads=loads_ever),
         "touches": counting("touches"),
+        "memberships": tables.scan("memberships", loads=sorted(evaluations)),
         "loads": loads,
     }
