@@ -14,8 +14,8 @@ from runs.killing import Server, command
 Copy = Callable[[], Path]
 
 
-def workspace(ttl: int = 120) -> str:
-    """The workspace file of these tests; ``ttl`` of trait 901 in days."""
+def workspace(ttl: int = 120, rule: str = "901T AND NOT 902T") -> str:
+    """The workspace file of these tests; ``ttl`` of trait 901 in days, ``rule`` of segment 980."""
 
     def trait(sid: int, source: int, rule: str, days: int = 120) -> dict[str, object]:
         kind = {"traitType": "ON_BOARDED_TRAIT", "dataSourceId": source, "traitRule": rule, "ttl": days}
@@ -26,7 +26,32 @@ def workspace(ttl: int = 120) -> str:
         "name": "acme",
         "dataSources": [
             {"dataSourceId": 5001, "name": "CRM", "idType": "COOKIE"},
-            {"dataSourceId": 8008, "name": "Card", "idType": "CROSS_DEVICE", "integrationCode": "card"},
+            {
+                "dataSourceId": 8008,
+                "name": "Card",
+                "idType": "CROSS_DEVICE",
+                "integrationCode": "card",
+                "supportsAuthenticatedProfile": True,
+            },
+        ],
+        "mergeRules": [
+            {
+                "mergeRuleDataSourceId": 8800,
+                "name": "Last login",
+                "authenticatedOption": "LAST_AUTHENTICATED",
+                "dataSourceIds": [8008],
+                "deviceOption": "DEVICE",
+            }
+        ],
+        "segments": [
+            {"sid": 980, "name": "S980", "dataSourceId": 5001, "segmentRule": rule},
+            {
+                "sid": 981,
+                "name": "S981",
+                "dataSourceId": 5001,
+                "segmentRule": "950T OR 903T",
+                "mergeRuleDataSourceId": 8800,
+            },
         ],
         "traits": [
             trait(901, 5001, 'ic == "10"', ttl),

@@ -104,7 +104,7 @@ def visible(home: Path, idents: Sequence[str], *, proof: bool = False) -> dict[s
         profiles = {ident: profile(inquiry, ident) for ident in idents}
         counts = {
             table: json.loads(sql(site, f"SELECT COUNT(*) AS n FROM {table}").write_json())[0]["n"]
-            for table in ("ids", "links", "realizations", "touches", "loads")
+            for table in ("ids", "links", "realizations", "touches", "memberships", "loads")
         }
         shown = {
             "jobs": job_documents(site),
@@ -113,6 +113,7 @@ def visible(home: Path, idents: Sequence[str], *, proof: bool = False) -> dict[s
             "traits": inquiry.trait_documents(),
             "sources": inquiry.source_documents(),
             "counts": counts,
+            "members": members(site),
             "files": dict(kept_files(site.folder)),
         }
         if proof:
@@ -120,6 +121,19 @@ def visible(home: Path, idents: Sequence[str], *, proof: bool = False) -> dict[s
             assert report.good, report.lines()
         site.close()
     return without_drawn_names(shown)
+
+
+def members(site: Any) -> dict[str, list[str]]:
+    """Who is in each segment, by namespace and sid."""
+    _, world = site.current()
+    return {
+        f"{name}/{sid}": [
+            world.ids(namespace).name(ordinal).decode() for ordinal in world.members(namespace).members(sid)
+        ]
+        for name in world.namespaces("members")
+        for namespace in [int(name.removeprefix("members/"))]
+        for sid in world.members(namespace).sids()
+    }
 
 
 def profile(inquiry: Any, ident: str) -> Any:

@@ -37,6 +37,7 @@ class Story:
     files: dict[str, str] = field(default_factory=dict)
     before: tuple[tuple[str, ...], ...] = ()
     ttl: int | None = None
+    rule: str | None = None
     points: tuple[str, ...] = ()
     """Points that the command reaches, beyond those of every run."""
     decides: tuple[str, ...] = ("decided", "published")
@@ -53,7 +54,7 @@ STORIES = {
         },
         points=(
             *("file-copied", "file-copied:2", "dropped", *ROWS, "applied", "table-committed:2", *KEEPS, "file-kept:2"),
-            *(f"{table}.{part}" for table in ("realizations", "touches") for part in faults.PARTS),
+            *(f"{table}.{part}" for table in ("realizations", "touches", "memberships") for part in faults.PARTS),
             *("manifest.written", "publish.checked", "file.written", "file.renamed"),
             *("publish.done", *(f"loads.{part}" for part in faults.PARTS), "manifest-written", "settled"),
         ),
@@ -121,6 +122,11 @@ STORIES = {
     "undo with a re-run": Story(("undo", "1"), points=("manifest-written", "loads.committed", "settled")),
     "redo": Story(("redo", "1"), before=(("undo", "1"),), points=("tables-committed", "loads.moved")),
     "TTL": Story(("workspace", "apply"), ttl=30, points=("manifest-written", "settled")),
+    "segments": Story(
+        ("workspace", "apply"),
+        rule="902T OR 903T",
+        points=("judged", "memberships.moved", "manifest-written", "settled"),
+    ),
 }
 CASES = [(name, point) for name, story in STORIES.items() for point in (*story.points, *story.decides)]
 
@@ -131,8 +137,10 @@ def prepared(story: Story, base: Path, folder: Path) -> tuple[Path, list[str]]:
     for before in story.before:
         assert command(home, *before)[0] == 0
     arguments = [*story.arguments, *write(folder / "files", story.files)]
-    if story.ttl is not None:
-        (folder / "ws.yaml").write_text(workspace(story.ttl), encoding="utf-8")
+    if story.ttl is not None or story.rule is not None:
+        changed = {"ttl": story.ttl, "rule": story.rule}
+        text = workspace(**{name: value for name, value in changed.items() if value is not None})  # type: ignore[arg-type]
+        (folder / "ws.yaml").write_text(text, encoding="utf-8")
         arguments.append(str(folder / "ws.yaml"))
     return home, arguments
 

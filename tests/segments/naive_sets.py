@@ -14,6 +14,7 @@ import numpy as np
 from pyroaring import BitMap
 
 from openaudience.catalog.audiences import MergeRule
+from openaudience.identity.ids import Layer
 from openaudience.identity.mappings import LinkIndex, LinkLimits, link, unlink
 from openaudience.rules.segments import SegmentTree
 from openaudience.rules.segments_profile import Qualification, naive
@@ -47,20 +48,10 @@ class World:
     kinds: dict[int, str] = field(default_factory=dict)
     folders: dict[int, tuple[int, ...]] = field(default_factory=dict)
     profiles: dict[Profile, dict[int, Qualification]] = field(default_factory=dict)
+    layers: dict[tuple[int, int], list[Layer]] = field(default_factory=dict)
     indexes: dict[tuple[int, int], LinkIndex] = field(default_factory=dict)
     rows: int = 0
     """Rows of mappings so far: the order key of the next one."""
-
-    # ---- traits, as rules ask ------------------------------------------------------------------------------------
-
-    def type(self, sid: int) -> str | None:
-        return FOLDER if sid in self.folders else self.kinds.get(sid)
-
-    def third_party(self, sid: int) -> bool:
-        return False
-
-    def members_of(self, sid: int) -> Collection[int]:
-        return self.folders[sid]
 
     # ---- making it -----------------------------------------------------------------------------------------------
 
@@ -89,16 +80,12 @@ class World:
         """A customer loses all its pairs."""
         self._put(dpid, to, unlink(self.links(dpid, to), np.array([customer]), np.array([], np.uint32)))
 
-    def _put(self, dpid: int, to: int, layer: dict[str, object]) -> None:
-        self._layers = {**getattr(self, "_layers", {})}
-        self._layers[dpid, to] = [*self._layers.get((dpid, to), ()), layer]
-        self.indexes = {**self.indexes, (dpid, to): LinkIndex(self._layers[dpid, to])}
+    def _put(self, dpid: int, to: int, layer: Layer) -> None:
+        self.layers.setdefault((dpid, to), []).append(layer)
+        self.indexes[dpid, to] = LinkIndex(list(self.layers[dpid, to]))
 
     def links(self, dpid: int, to: int) -> LinkIndex:
         return self.indexes.get((dpid, to)) or self.indexes.setdefault((dpid, to), LinkIndex([]))
-
-    def frozen_links(self) -> Mapping[tuple[int, int], LinkIndex]:
-        return dict(self.indexes)
 
     # ---- the definitions -----------------------------------------------------------------------------------------
 
@@ -169,10 +156,12 @@ class World:
 
 @dataclass
 class _Lookup:
+    """What rules ask about the traits of a world."""
+
     world: World
 
     def type(self, sid: int) -> str | None:
-        return self.world.type(sid)
+        return FOLDER if sid in self.world.folders else self.world.kinds.get(sid)
 
     def third_party(self, sid: int) -> bool:
         return False
@@ -225,7 +214,7 @@ class Alive:
 class Remembered:
     """Members as of an earlier evaluation: ``Held``."""
 
-    by_sid: dict[int, Members]
+    by_sid: Mapping[int, Members]
 
     def namespaces(self) -> list[int]:
         return sorted(set().union(*self.by_sid.values()))

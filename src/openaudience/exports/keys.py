@@ -6,7 +6,8 @@ formats with one row per user the exported ordinal is that of the user, and its 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -25,7 +26,6 @@ from openaudience.vocabulary import UUID_DPID, IdKind
 
 ECID_KEY = 4
 """The user ID key that stands for Experience Cloud IDs (OB-11, OB-56)."""
-TEXTS_AT_ONCE = 1 << 20
 
 Form = Literal["uuid", "ecid", "linked", "customer"]
 Texts = tuple[Array, Array]
@@ -198,8 +198,4 @@ def names(texts: Texts) -> Sequence[bytes]:
     """Texts as a sequence of bytes."""
     blob, offs = texts
     data, ends = blob.tobytes(), offs.tolist()
-    return [data[begin:end] for begin, end in zip(ends, ends[1:], strict=False)]
-
-
-__all__ = ["ECID_KEY", "Form", "Key", "Texts", "byte_order", "form_of", "names"]
-_ = Callable
+    return [data[begin:end] for begin, end in pairwise(ends)]

@@ -23,10 +23,12 @@ def byte_order(ordinals: Array, texts: TextsOf) -> NDArray[np.int64]:
     Eight bytes are compared at a time, behind the beginning that all have in common; only what is still equal is
     read again for the next eight.
     """
-    skip, longest = _common(ordinals, texts)
     order = np.arange(ordinals.size)
+    if not ordinals.size:
+        return order
+    skip, longest = _common(ordinals, texts)
     # runs of rows that are equal so far: all at first
-    places = order
+    places = np.arange(ordinals.size)
     groups = np.zeros(ordinals.size, np.uint64)
     while skip < longest and places.size:
         words = _words(ordinals[order[places]], texts, skip)

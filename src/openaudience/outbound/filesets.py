@@ -107,8 +107,7 @@ class FileSet:
         root = os.path.splitext(self.stem(0))[0]
         self.info_name = _deliverable(f"{root}.info") if format.info_receipt else ""
         self.md5_name = _deliverable(f"{root}.md5") if format.md5_receipt else ""
-        for number in (0, 1, 2):
-            self.file_name(number)
+        self.file_name(0)
 
     def stem(self, number: int) -> str:
         """Name of a part without compression extension (OB-185, OB-186); 0: of the only part, and of the totals."""
@@ -220,12 +219,13 @@ class _Writing:
         return self._part
 
     def _end(self, number: int) -> None:
-        part, self._part = self._part, None
+        part = self._part
         assert part is not None
         name = self._set.file_name(number)
         size, md5 = part.finish(self._set.stem(number), self._staging / "files" / name)
         path = self._set.folder / name
         self._done.append(OutFile(name, path, "data", size, part.lines, part.records, md5, len(self._done) + 1))
+        self._part = None
 
     def _receipt(self, kind: Literal["md5", "info"], name: str, text: str) -> OutFile:
         content = text.encode()

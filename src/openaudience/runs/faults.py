@@ -7,12 +7,15 @@ import signal
 
 PARTS = ("part", "moved", "committed")
 """Of a commit to a table: one file in its place, all of them, the commit itself."""
-TABLES = tuple(f"{table}.{part}" for table in ("ids", "links", "realizations", "touches") for part in PARTS)
+TABLES = tuple(
+    f"{table}.{part}" for table in ("ids", "links", "realizations", "touches", "memberships") for part in PARTS
+)
 POINTS = (
     "file-copied",
     "dropped",
     "taken",
     "read",
+    "judged",
     "applied",
     *TABLES,
     "table-committed",

@@ -39,6 +39,8 @@ EVALUATED = "evaluated"
 """Counter: the state of the configuration (``CONFIGURATION``) by whose segments all profiles were judged."""
 DAILY = "daily"
 """Counter: the day after the UTC day (since 1970) of the last daily run."""
+PAUSED = "paused"
+"""Stands for the digest of a paused segment: nobody is judged by it."""
 MOST_ROWS = 4_000_000
 """Rows of joins and leaves that are in memory at once."""
 
@@ -156,6 +158,8 @@ class Definitions:
     def digest(self, sid: int) -> str:
         """Equal for definitions by which every profile is judged the same."""
         segment = self.audiences.segments[sid]
+        if not segment.active:
+            return PAUSED
         rule = self.audiences.merge_rules[segment.merge_rule]
         folders = [
             (trait, sorted(self.audiences.folder_members(trait)))
@@ -195,16 +199,16 @@ class Memberships:
     def outdated(self) -> dict[int, str | None]:
         """Segments whose members are not those of their present definition: the new digest, None for deleted ones.
 
-        Paused segments are not judged, so they are outdated when they come back (QL-713).
+        What pauses is noted, so that everybody is judged anew when it comes back (QL-713).
         """
         definitions = self.definitions()
         with self._site.reading() as session:
             query = select(EvaluatedRow.sid, EvaluatedRow.digest).where(EvaluatedRow.environment == self._site.name)
             judged = {sid: digest for sid, digest in session.execute(query)}  # noqa: C416 (dict() sees a mapping in it)
         found: dict[int, str | None] = {sid: None for sid in judged if sid not in definitions.audiences.segments}
-        for sid in definitions.active:
+        for sid in definitions.audiences.segments:
             digest = definitions.digest(sid)
-            if judged.get(sid) != digest:
+            if judged.get(sid, PAUSED) != digest:
                 found[sid] = digest
         return found
 
@@ -254,11 +258,11 @@ class Memberships:
         if chosen:
             self._judge(change, draft, draft, loads, chosen, None, at)
         digests: dict[int, str | None] = {sid: definitions.digest(sid) for sid in chosen}
+        digests.update((sid, digest) for sid, digest in self.outdated().items() if digest in (None, PAUSED))
         for namespace in member_namespaces(draft):
             index = draft.members(namespace)
             for sid in set(index.sids()) - definitions.audiences.segments.keys():
                 change.add(namespace, sid, BitMap(), index.members(sid))
-        digests.update((sid, None) for sid in self.outdated() if sid not in definitions.audiences.segments)
         return self._written(change, draft, rows, at, digests)
 
     def naming(self, traits: Collection[int]) -> set[int]:

@@ -38,7 +38,8 @@ def unfinished(site: Site) -> bool:
             .select_from(FileRow)
             .where(FileRow.environment == site.name, FileRow.state == "waiting")
         )
-        return bool(runs or waiting or site.catalog.refolds(session)) or not is_current(site, session)
+        anew = not site.beta and not is_current(site, session)
+        return bool(runs or waiting or site.catalog.refolds(session)) or anew
 
 
 def finish_unfinished(site: Site) -> None:

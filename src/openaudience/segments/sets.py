@@ -19,7 +19,7 @@ by file have no state.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import permutations
 from typing import Any, Protocol, TypeAlias
@@ -198,12 +198,16 @@ def touched(rule: MergeRule, before: Links, after: Links, profiles: Members) -> 
             return Scope((), {})
 
 
-def sets_of(rule: MergeRule, links: Links, namespace: int, ordinal: int) -> Iterator[Members]:
-    """The merged sets that a profile is in, one after the other; none when the rule never judges it."""
+def sets_of(rule: MergeRule, links: Links, namespace: int, ordinal: int) -> list[Members]:
+    """The merged sets that a profile is in, each once; none when batch evaluation never judges it."""
     one = BitMap([ordinal])
+    found: list[Members] = []
     for plane in planes(rule, links, touched(rule, links, links, {namespace: one})):
         for unit in plane.units_of(namespace, one):
-            yield plane.members_of(BitMap([unit]))
+            together = plane.members_of(BitMap([unit]))
+            if together not in found:
+                found.append(together)
+    return found
 
 
 def _kind(rule: MergeRule) -> str:

@@ -68,19 +68,17 @@ class Worker:
         return TURN_SECONDS
 
     def _anything(self) -> bool:
-        """Whether files wait, a decided run is not settled, or traits have to be folded anew; asked all the time."""
+        """Whether files wait, a run is not settled, or anything has to be judged anew; asked all the time."""
         site = self._site
         waiting = select(FileRow.file).where(FileRow.environment == site.name, FileRow.state == "waiting").limit(1)
         # runs are settled in their order, so the newest one tells
         newest = select(RunRow.state).where(RunRow.environment == site.name).order_by(RunRow.run.desc()).limit(1)
         with site.reading() as session:
-            return (
-                session.scalar(waiting) is not None
-                or session.scalar(newest) == "decided"
-                or (not site.beta and bool(site.catalog.refolds(session)))
-                or not is_current(site, session)
-                or daily_due(site, session)
-            )
+            if session.scalar(waiting) is not None or session.scalar(newest) == "decided":
+                return True
+            if site.beta:
+                return False
+            return bool(site.catalog.refolds(session)) or not is_current(site, session) or daily_due(site, session)
 
     def _work(self, lease: Lease) -> None:
         life, site = self._life, self._site
@@ -110,7 +108,7 @@ class Worker:
 
     def _daily(self, applier: Applier, lease: Lease) -> None:
         with self._site.reading() as session:
-            due = daily_due(self._site, session)
+            due = not self._site.beta and daily_due(self._site, session)
         if due:
             applier.daily(lease)
             self._log.info("daily-run")
