@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 from msgspec import Meta
@@ -181,6 +181,19 @@ class TimingSection(msgspec.Struct, frozen=True):
     daily_run: Annotated[str, Meta(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")] = "00:30"
 
 
+class ExportSection(msgspec.Struct, frozen=True):
+    """Exports (OB-74, OB-208, OB-210). ``tick``: the UTC time of day at which scheduled runs are made.
+    ``retry_seconds``: waits before the second, third … attempt to deliver a file; if the last one fails, the run has.
+    ``keep_days``: how long generated files are kept.
+    """
+
+    tick: Annotated[str, Meta(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")] = "14:00"
+    retry_seconds: list[Seconds] = msgspec.field(default_factory=lambda: [60, 300, 900])
+    keep_days: Days = 8
+    connect_seconds: Annotated[int, Meta(ge=1, le=600)] = 20
+    idle_seconds: Annotated[int, Meta(ge=1, le=3600)] = 60
+
+
 class Settings(msgspec.Struct, frozen=True):
     """All settings, with their defaults."""
 
@@ -195,6 +208,7 @@ class Settings(msgspec.Struct, frozen=True):
     s3: S3Section = msgspec.field(default_factory=S3Section)
     web: WebSection = WebSection()
     timing: TimingSection = TimingSection()
+    export: ExportSection = msgspec.field(default_factory=ExportSection)
 
 
 SECTIONS: dict[str, type[msgspec.Struct]] = {
@@ -209,6 +223,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "s3": S3Section,
     "web": WebSection,
     "timing": TimingSection,
+    "export": ExportSection,
 }
 
 SECRETS = frozenset({("catalog", "url"), ("mail", "password"), ("s3", "secret_access_key")})
@@ -318,8 +333,9 @@ def _variables(variables: Mapping[str, str]) -> list[tuple[str, str, str, str]]:
 
 def _typed(section: str, key: str, text: str, variable: str) -> Any:
     field = next(field for field in msgspec.structs.fields(SECTIONS[section]) if field.encode_name == key)
-    if "list" in str(field.type):
-        return [part.strip() for part in text.split(",") if part.strip()]
+    if get_origin(field.type) is list:
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        return parts if get_args(field.type) == (str,) else [_whole(part, variable) for part in parts]
     if field.type is bool:
         lowered = text.strip().lower()
         if lowered not in ("true", "false", "1", "0"):
@@ -327,6 +343,10 @@ def _typed(section: str, key: str, text: str, variable: str) -> Any:
         return lowered in ("true", "1")
     if field.type is str or get_origin(field.type) is Literal:
         return text
+    return _whole(text, variable)
+
+
+def _whole(text: str, variable: str) -> int:
     try:
         return int(text)
     except ValueError:

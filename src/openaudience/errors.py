@@ -5,6 +5,7 @@
     │   ├── InputError               what the user gave is refused              exit status 1
     │   │   ├── FileRejected         a whole inbound file, with its IN-87 code
     │   │   ├── RuleError            a trait or segment rule, with code and position (QL-002)
+    │   │   ├── TemplateError        a template of a file format, with position (OB-88)
     │   │   └── WorkspaceError       a workspace file, with every mistake in it (OP-31)
     │   ├── UsageError               wrong command or option                     exit status 2
     │   └── SystemFailure            damaged home, wrong version, missing tool   exit status 3
@@ -63,6 +64,17 @@ class RuleError(InputError):
     def __init__(self, code: str, position: int, message: str) -> None:
         super().__init__(f"{code} at {position}: {message}")
         self.code = code
+        self.position = position
+        self.message = message
+
+
+class TemplateError(InputError):
+    """A template of a file format is refused: ``position`` (0-based character offset), ``message`` (OB-88)."""
+
+    code = "E_TEMPLATE"
+
+    def __init__(self, position: int, message: str) -> None:
+        super().__init__(f"{self.code} at {position}: {message}")
         self.position = position
         self.message = message
 

@@ -7,7 +7,7 @@
     keys/secret.json           installation secret and the two seeds of ID keys, mode 0600
     keys/pgp/                  key ring of inbound decryption, mode 0700
     keys/ssh_host_ed25519      key by which the SFTP drop-off is known, mode 0600
-    production/, beta/         tables, index, archive, work, quarantine, dropoff, rulesets of each environment
+    production/, beta/         tables, index, archive, work, quarantine, dropoff, rulesets, exports of each environment
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from openaudience.store.files import TEMPORARY, storing, sync_folder
 FORMAT = 1
 SETTINGS = "openaudience.toml"
 CATALOG = "catalog.db"
-FOLDERS = ("tables", "index", "archive", "work", "quarantine", "dropoff", "rulesets")
+FOLDERS = ("tables", "index", "archive", "work", "quarantine", "dropoff", "rulesets", "exports")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,10 @@ class Environment:
     @property
     def rulesets(self) -> Path:
         return self.root / "rulesets"
+
+    @property
+    def exports(self) -> Path:
+        return self.root / "exports"
 
 
 class Home:

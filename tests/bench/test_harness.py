@@ -71,7 +71,8 @@ def test_record_keeps_machine_versions_date_and_seed(tmp_path: Path) -> None:
     path.write_text("# Benchmarks\n")
     result = harness.Result("coded", 1, "floor", 1, 1, 1, 0.5, 1)
     for hour in (1, 2):
-        harness.record(path, harness.Plan(seed=77), [result], datetime(2026, 3, 2, hour, 4, tzinfo=UTC))
+        now = datetime(2026, 3, 2, hour, 4, tzinfo=UTC)
+        harness.record(path, harness.told(harness.Plan(seed=77)), harness.table([result]), now)
     text = path.read_text()
     assert text.startswith("# Benchmarks\n\n## 2026-03-02 01:04 UTC\n")
     assert text.count("seed 77") == 2

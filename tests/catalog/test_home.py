@@ -48,7 +48,10 @@ def test_a_home_of_an_older_version_closes_its_catalog(tmp_path: Path) -> None:
     """It gets secrets, so nobody but its owner may read it from now on."""
     path = tmp_path / "home"
     with Home.create(path, environ={}) as home, home.engine.begin() as connection:
-        connection.execute(text("DROP TABLE secrets"))
+        later = ("secrets", "evaluations", "evaluated")
+        exports = ("exports", "export_files", "export_baselines", "export_schedules")
+        for table in (*later, *exports):
+            connection.execute(text(f"DROP TABLE {table}"))
         connection.execute(text("DROP INDEX ix_documents_name"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0003'"))
     (path / "catalog.db").chmod(0o644)

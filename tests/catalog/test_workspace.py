@@ -193,7 +193,7 @@ def test_prune_never_leaves_a_reference_without_its_object(desk: Desk) -> None:
     )
     desk.apply(full)
     without = acme(segments="[{sid: 2, name: S}]")
-    assert desk.mistakes(without, prune=True) == ["4:16: segmentRule: this partner has no trait 901"]
+    assert desk.mistakes(without, prune=True) == ["4:16: E_UNKNOWN_TRAIT: segmentRule: there is no trait 901; name an existing one"]
     assert [t.sid for t in desk.catalog().traits()] == [901]
 
 
@@ -454,7 +454,7 @@ def test_mappings_are_found_by_sid(desk: Desk) -> None:
     ]
     mappings = desk.exported()["partners"][0]["destinations"][0]["mappings"]
     assert [(m["sid"], m.get("traitAlias"), m.get("startDate")) for m in mappings] == [
-        (2, "s", None),
+        (2, "s", "2026-03-02"),
         (3, None, "2024-05-14"),
     ]
     assert desk.apply(base % "{sid: 3}", prune=True) == [("update", "destination", 5, "D")]

@@ -16,8 +16,8 @@ from openaudience.home import Home
 from openaudience.outbound.model import SyncMode
 from openaudience.runs.membership import evaluate_all
 from openaudience.runs.site import Lease, Site
-
 from oracle.driver import Product
+from oracle.model import Limits
 
 TICK = datetime(2024, 3, 9, 14, tzinfo=UTC)
 """1709992800000, the first tick of the walk-throughs."""
@@ -78,15 +78,24 @@ class Run:
         return [file.name for file in self.generated.files]
 
 
+def content(made: Generated) -> bytes:
+    """What lies in all parts of a run."""
+    return b"".join(file.path.read_bytes() for file in made.files.data)
+
+
+def monkeypatch_format(look: Look, document: Mapping[str, Any]) -> None:
+    """Makes ``document`` the format 1 of what is configured."""
+    setattr(look.audiences, "format_document", {1: document}.__getitem__)  # noqa: B010
+
+
 class House:
     """Runs of destinations, each delivered as soon as it is generated unless it is to fail."""
 
-    def __init__(self, folder: Path, workspace: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, workspace: Mapping[str, Any], limits: Limits | None = None) -> None:
         self.folder = folder
-        self.product = Product(folder / "home", None)
+        self.product = Product(folder / "home", None, limits)
         self.product.now = TICK
         self.product.apply(workspace)
-        self.documents: dict[int, dict[str, Any]] = {}
         self._baselines: dict[int, tuple[str, Path]] = {}
         self._runs = 0
 
@@ -116,17 +125,19 @@ class House:
         """One run now. ``row``: the row template of a format; the default format otherwise."""
         with self.look() as look:
             if row:
-                documents = {1: {"fileName": "out", "row": row}}
-                look.audiences.format_document = documents.__getitem__  # type: ignore[method-assign]
+                document = {"fileName": "out", "row": row}
+                monkeypatch_format(look, document)
                 wanted = replace(wanted, format=1)
             self._runs += 1
             folder = self.folder / "runs" / str(self._runs)
             before = self._baselines.get(wanted.number)
             started = int(self.now.timestamp() * 1000)
             made = generate(look, wanted, mode, started, None if before is None else before[1], folder)
-        if not fails and (mode == "iter" or (before is None or before[0] == "full") and wanted.sync_type == "lifetime"):
+        if not fails and (
+            mode == "iter" or ((before is None or before[0] == "full") and wanted.sync_type == "lifetime")
+        ):
             self._baselines[wanted.number] = mode, made.baseline
-        return Run(made, b"".join(file.path.read_bytes() for file in made.files.data))
+        return Run(made, content(made))
 
     def drop(self, name: str, lines: Sequence[str]) -> int:
         """Drops one file that is applied; gives its job."""

@@ -26,6 +26,15 @@ from openaudience.outbound.model import FileFormat, Rendered
 from outbound.consumer import blocks, plain, received, rendered
 
 PLAIN = FileFormat("", "")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_waiting_for_the_disk() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda handle: None)
+        yield
+
+
 Name = Callable[[str], str]
 
 
@@ -216,12 +225,8 @@ def test_the_longest_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", ["001", "002", "010"])
 def test_a_part_that_cannot_be_named_ends_the_run(tmp_path: Path, number: str, bad: str) -> None:
     """Nothing is there to be delivered, not even the parts before."""
-    files = FileSet(
-        tmp_path / "run",
-        replace(PLAIN, max_file_size=1),
-        lambda split: bad if split == number else numbered(split),
-        b"",
-    )
+    format = replace(PLAIN, max_file_size=1)
+    files = FileSet(tmp_path / "run", format, lambda split: bad if split == number else numbered(split), b"")
     with pytest.raises(InputError, match="file name"):
         files.write(blocks([b"r"] * 12, 5))
     assert list(tmp_path.iterdir()) == []
@@ -423,6 +428,29 @@ def test_a_full_disk_is_worth_another_try(tmp_path: Path, format: FileFormat, mo
             FileSet(tmp_path / "run", format, numbered, HEADER).write([rendered(ROWS)])
     assert not (tmp_path / "run").exists()
     assert len(write(tmp_path / "run", ROWS, format, header=HEADER)) == 3
+
+
+def test_what_is_placed_is_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("/proc is not there to say which file a handle is of")
+    synced: list[str] = []
+    monkeypatch.setattr("os.fsync", lambda handle: synced.append(Path(f"/proc/self/fd/{handle}").readlink().name))
+    at: dict[str, int] = {}
+
+    def note(point: str) -> None:
+        at[point] = len(synced)
+
+    format = replace(FORMATS[0], md5_receipt=True)
+    FileSet(tmp_path / "run", format, numbered, HEADER).write(blocks(ROWS, 1), note)
+    written = synced[: at["files.written"]]
+    assert written[-5:] == [
+        "part",
+        "part",
+        numbered("").replace(".sync", ".md5"),
+        numbered("").replace(".sync", ".info"),
+        "files",
+    ]
+    assert synced[at["files.replaced"] :] == [tmp_path.name], "the name of the folder, last"
 
 
 @pytest.mark.parametrize("compression", ["none", "gz", "zip"])

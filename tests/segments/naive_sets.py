@@ -176,6 +176,8 @@ class Alive:
 
     world: World
     rnd: random.Random = field(default_factory=lambda: random.Random(0))
+    asked: list[BitMap | None] = field(default_factory=list)
+    """The profiles whose counts were asked for, None = all."""
 
     def namespaces(self) -> list[int]:
         return sorted({namespace for namespace, _ in self.world.profiles})
@@ -197,6 +199,7 @@ class Alive:
         )
 
     def counts(self, namespace: int, sids: Collection[int], profiles: BitMap | None) -> Counts:
+        self.asked.append(profiles)
         rows = []
         for (its, ordinal), held in self.world.profiles.items():
             if its != namespace or (profiles is not None and ordinal not in profiles):
@@ -208,6 +211,9 @@ class Alive:
         self.rnd.shuffle(rows)
         columns = np.array(rows, np.int64).reshape(-1, 4)
         return Counts(*(np.ascontiguousarray(columns[:, number]) for number in range(4)))
+
+    def forget(self) -> None:
+        pass
 
 
 @dataclass

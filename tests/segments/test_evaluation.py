@@ -15,12 +15,13 @@ from openaudience.rules.segments import (
     Term,
     TraitTerm,
     Window,
+    parse_segment,
     satisfied_by_nothing,
 )
 from openaudience.rules.tree import And, Not, Or
 from openaudience.segments.evaluation import Evaluation, Segments
 from openaudience.segments.model import Members
-from openaudience.segments.sets import sets_of, touched
+from openaudience.segments.sets import Scope, planes, sets_of, touched
 from segments.naive_sets import ONBOARDED, RULE_BASED, TODAY, Alive, Profile, Remembered, World, merge_rule
 
 A, B, MAIL = 101, 102, 900
@@ -166,11 +167,16 @@ def in_parts(seed: int) -> None:
         return before.get((dpid, to), LinkIndex([]))
 
     within = {number: touched(rule, old, world.links, bitmaps(profiles)) for number, rule in RULES.items()}
+    for number, scope in within.items():
+        for plane, units in zip(planes(RULES[number], world.links, scope), scope.units, strict=True):
+            for namespace in ORDINALS:
+                assert plane.units_of(namespace, BitMap(range(20))) <= units
     now = wanted(world, definitions)
-    evaluation = Evaluation(segments, Alive(world), world.links, TODAY)
+    alive = Alive(world)
+    evaluation = Evaluation(segments, alive, world.links, TODAY)
     for sid, members in evaluation.run(within=within):
-        scope = within[segments.rule_of[sid]].profiles
-        assert members == cut(now[sid], scope), sid
+        assert members == cut(now[sid], within[segments.rule_of[sid]].profiles), sid
+    assert None not in alive.asked
     after = {sid: {namespace: found.copy() for namespace, found in members.items()} for sid, members in held.items()}
     for change in evaluation.changes(Remembered(held), within=within):
         apply(after[change.sid], change.joined, change.left)
@@ -234,3 +240,55 @@ def test_the_sets_of_a_profile(seed: int) -> None:
             expected = {frozenset(one) for one in world.merged(rule) if (namespace, ordinal) in one}
             assert {frozenset(one) for one in found} == expected
             assert len(found) == len(expected)
+
+
+def after_a_change(world: World, text: str, number: int, profile: Profile, sid: int) -> dict[int, BitMap]:
+    """Members of a segment when a profile realises one more trait and only that is judged again."""
+    segments = Segments({1: (parse_segment(text, traits=Everything()), number)}, RULES)
+    held = evaluated(world, segments)
+    world.realise(profile, sid)
+    within = {number: touched(RULES[number], world.links, world.links, bitmaps([profile]))}
+    members = dict(held[1])
+    for change in Evaluation(segments, Alive(world), world.links, TODAY).changes(Remembered(held), within=within):
+        apply(members, change.joined, change.left)
+    return members
+
+
+@pytest.mark.rule("QL-1006")
+def test_a_cluster_joins_as_a_whole_when_one_device_is_touched() -> None:
+    world = World(dict(KINDS))
+    world.map(A, [(1, 1), (1, 2), (2, 3)])
+    assert after_a_change(world, "1T", 3, (0, 1), 1) == {A: BitMap([1]), 0: BitMap([1, 2])}
+
+
+def test_a_scope_leaves_the_clusters_of_others_alone() -> None:
+    world = World(dict(KINDS))
+    world.map(A, [(1, 1), (1, 2), (2, 2)])
+    scope = touched(RULES[3], world.links, world.links, {0: BitMap([1])})
+    assert scope == Scope((BitMap([1]), BitMap([1])), {0: BitMap([1]), A: BitMap([1])})
+    clusters, alone = planes(RULES[3], world.links, scope)
+    assert clusters.units_of(0, BitMap([1, 2])) == BitMap([1])
+    assert alone.units_of(0, BitMap([1, 2])) == BitMap()
+
+
+@pytest.mark.rule("QL-1008")
+def test_a_set_further_away_keeps_its_members() -> None:
+    """Customers 1 and 2 share an address; by another address, which 1 does not know, 2 stays in."""
+    world = World(dict(KINDS))
+    world.map(A, [(1, 1), (2, 1), (2, 2)], to=MAIL)
+    world.realise((MAIL, 1), 1)
+    world.realise((MAIL, 2), 2)
+    assert after_a_change(world, "2T AND NOT 1T", 4, (A, 1), 3) == {A: BitMap([2]), MAIL: BitMap([2])}
+
+
+class Everything:
+    """Every ID is a rule-based trait."""
+
+    def type(self, sid: int) -> str:
+        return RULE_BASED
+
+    def third_party(self, sid: int) -> bool:
+        return False
+
+    def members(self, sid: int) -> tuple[int, ...]:
+        return ()

@@ -99,7 +99,8 @@ def test_joins_groups_and_names(tables: Tables) -> None:
         SELECT ids.id, held.n FROM held JOIN ids ON held.ord = ids.ord AND held.dpid = ids.dpid; -- all of them
     """
     assert sql(text, tables, [1, 2]).rows() == [("anna", 2)]
-    assert sql("show tables", tables, [])["name"].to_list() == ["ids", "links", "loads", "realizations", "touches"]
+    names = sql("show tables", tables, [])["name"].to_list()
+    assert names == ["ids", "links", "loads", "memberships", "realizations", "touches"]
     assert sql("(SELECT event FROM loads WHERE load = 1)", tables, [1]).rows() == [("in_force",)]
     assert sql("SELECT 'a;b -- read' AS t", tables, []).rows() == [("a;b -- read",)]
 

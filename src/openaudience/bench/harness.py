@@ -229,10 +229,25 @@ def documents(results: Sequence[Result]) -> list[dict[str, Any]]:
     return [asdict(result) for result in results]
 
 
-def surroundings(plan: Plan, now: datetime) -> str:
+def told(plan: Plan) -> str:
+    """What was measured, for the sentence about the machine."""
+    return f"medians of {plan.runs} runs, {plan.known:,} known IDs, {generator.TRAITS:,} traits, seed {plan.seed}"
+
+
+def surroundings(what: str, now: datetime) -> str:
     """The sentence that a table needs to be worth anything: machine, versions, date, seed (OP-54)."""
     versions = []
-    for package in ("openaudience", "numpy", "numba", "polars", "pyarrow", "deltalake", "duckdb", "pyspark"):
+    for package in (
+        "openaudience",
+        "numpy",
+        "numba",
+        "polars",
+        "pyarrow",
+        "pyroaring",
+        "deltalake",
+        "duckdb",
+        "pyspark",
+    ):
         try:
             versions.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
@@ -240,8 +255,7 @@ def surroundings(plan: Plan, now: datetime) -> str:
     python = f"Python {platform.python_version()}"
     return (
         f"{now:%Y-%m-%d %H:%M} UTC; {_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}; "
-        f"{python}, {', '.join(versions)}; medians of {plan.runs} runs, {plan.known:,} known IDs, "
-        f"{generator.TRAITS:,} traits, seed {plan.seed}."
+        f"{python}, {', '.join(versions)}; {what}."
     )
 
 
@@ -255,7 +269,7 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def record(path: Path, plan: Plan, results: Sequence[Result], now: datetime) -> None:
+def record(path: Path, what: str, tables: str, now: datetime) -> None:
     """Append the run to the file of results (OP-54)."""
     with path.open("a", encoding="utf-8") as stream:
-        stream.write(f"\n## {now:%Y-%m-%d %H:%M} UTC\n\n{surroundings(plan, now)}\n\n{table(results)}")
+        stream.write(f"\n## {now:%Y-%m-%d %H:%M} UTC\n\n{surroundings(what, now)}\n\n{tables}")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from datetime import date
+from datetime import UTC, date, datetime
 from functools import cached_property
 from typing import Any, Literal
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from openaudience.catalog.export_controls import Controls, clash, segment_controls, trait_controls
 from openaudience.catalog.facade import Catalog
-from openaudience.catalog.tables import DocumentRow, FolderRow, TraitRow
-from openaudience.rules.segments import FOLDER, SegmentTree, read_segment
+from openaudience.catalog.tables import DataSourceRow, DocumentRow, FolderRow, TraitRow
+from openaudience.rules.segments import FOLDER, SegmentTree, read_segment, traits_of
 from openaudience.vocabulary import Trait
 
 
@@ -101,8 +102,14 @@ class Destination:
     mappings: tuple[Mapped, ...] = ()
 
 
+DAYS = {"24h": 1, "7d": 7, "30d": 30}
+"""Days between runs, and of a look-back, as they are configured; anything else is never."""
 BUILT_IN = MergeRule(0, 0, "This device", "NO_CROSS_DEVICE", "DEVICE")
 """In force where no merge rule is defined (QL-1020)."""
+
+
+KINDS = ("segments", "mergeRules", "destinations", "destinationServers", "destinationFormats")
+FILE_TYPES = ("S2S", "BULK_SEGMENT", "BULK_TRAIT", "BULK_ID")
 
 
 class Audiences:
@@ -116,8 +123,13 @@ class Audiences:
         folder_of: Mapping[int, int],
         merge_rules: Mapping[int, MergeRule],
         segments: Mapping[int, Segment],
+        documents: Mapping[str, Mapping[int, tuple[int, Mapping[str, Any]]]],
+        controls: Mapping[int, frozenset[str]],
     ) -> None:
+        """``documents``: by kind and number the partner and the object as the API shows it; ``controls``: by DPID."""
         self.traits = traits
+        self._documents = documents
+        self._controls = controls
         self.merge_rules = merge_rules
         self.segments = segments
         self._parents = folders
@@ -128,22 +140,26 @@ class Audiences:
     def of(cls, catalog: Catalog, session: Session) -> Audiences:
         """Reads everything in a few queries."""
         environment = catalog.environment
-        traits = {trait.sid: trait for trait in catalog.traits(session=session)}
+        traits = {trait.sid: trait for trait in catalog.traits(session=session, automatic=True)}
         of_trait = select(TraitRow.number, TraitRow.folder).where(TraitRow.environment == environment)
         folder_of = {sid: folder for sid, folder in session.execute(of_trait)}  # noqa: C416 (dict() sees a mapping in it)
         of_folder = select(FolderRow.number, FolderRow.parent).where(
             FolderRow.environment == environment, FolderRow.tree == "traits"
         )
         parents = {number: parent for number, parent in session.execute(of_folder)}  # noqa: C416 (as above)
-        documents: dict[str, list[tuple[int, int, dict[str, Any]]]] = {}
+        documents: dict[str, dict[int, tuple[int, Mapping[str, Any]]]] = {kind: {} for kind in KINDS}
         query = select(DocumentRow.kind, DocumentRow.number, DocumentRow.pid, DocumentRow.document).where(
-            DocumentRow.environment == environment, DocumentRow.kind.in_(("segments", "mergeRules"))
+            DocumentRow.environment == environment, DocumentRow.kind.in_(KINDS)
         )
         for kind, number, pid, document in session.execute(query.order_by(DocumentRow.number)):
-            documents.setdefault(kind, []).append((number, pid, document))
+            documents[kind][number] = pid, document
+        sources = select(DataSourceRow.number, DataSourceRow.document).where(DataSourceRow.environment == environment)
+        controls = {
+            dpid: frozenset(document.get("dataExportRestrictions") or ()) for dpid, document in session.execute(sources)
+        }
         rules = {0: BUILT_IN}
         defaults: dict[int, int] = {}
-        for number, pid, document in documents.get("mergeRules", ()):
+        for number, (pid, document) in documents["mergeRules"].items():
             rules[number] = _merge_rule(number, pid, document)
             if document.get("isDefault"):
                 defaults[pid] = number
@@ -159,12 +175,13 @@ class Audiences:
                 document.get("integrationCode"),
                 document.get("legacyId"),
             )
-            for number, pid, document in documents.get("segments", ())
+            for number, (pid, document) in documents["segments"].items()
         }
         own: dict[int, set[int]] = {}
         for trait in traits.values():
             own.setdefault(trait.pid, set()).add(trait.dpid)
-        return cls(traits, parents, {pid: frozenset(dpids) for pid, dpids in own.items()}, folder_of, rules, segments)
+        pids = {pid: frozenset(dpids) for pid, dpids in own.items()}
+        return cls(traits, parents, pids, folder_of, rules, segments, documents, controls)
 
     @cached_property
     def _below(self) -> dict[int, frozenset[int]]:
@@ -189,6 +206,104 @@ class Audiences:
         if trait is None or trait.type != FOLDER:
             return frozenset()
         return self._below.get(self._folder_of[sid], frozenset())
+
+    # ---- destinations ----------------------------------------------------------------------------------------
+
+    @cached_property
+    def destinations(self) -> dict[int, Destination]:
+        """The destinations that are exported in files, by number."""
+        return {
+            number: self._destination(number, pid, document)
+            for number, (pid, document) in self._documents["destinations"].items()
+            if document["destinationType"] in FILE_TYPES
+        }
+
+    def server_document(self, number: int) -> Mapping[str, Any]:
+        """A delivery server as the API shows it (API-203), without secrets."""
+        return self._documents["destinationServers"][number][1]
+
+    def format_document(self, number: int) -> Mapping[str, Any]:
+        """A file format as the API shows it (API-204)."""
+        return self._documents["destinationFormats"][number][1]
+
+    def controls(self, sid: int) -> Controls:
+        """The export controls of a segment or a trait, each with what brings it (OB-43, OB-49)."""
+        segment = self.segments.get(sid)
+        if segment is None:
+            return trait_controls(sid, self.source, self._controls_of)
+        rule = self.merge_rules[segment.merge_rule]
+        return segment_controls(
+            traits_of(read_segment(segment.rule)),
+            self.folder_members,
+            self.source,
+            self._controls_of,
+            (rule.number, rule.controls, rule.sources),
+        )
+
+    def blocked(self, sid: int, labels: Collection[str]) -> frozenset[str]:
+        """The codes that keep a segment or trait from destinations with these labels (OB-43)."""
+        return clash(self.controls(sid), labels) if labels else frozenset()
+
+    def blocked_source(self, dpid: int, labels: Collection[str]) -> frozenset[str]:
+        """The codes that keep the IDs of a data source from destinations with these labels (OB-49)."""
+        return self._controls_of(dpid).intersection(labels)
+
+    def _controls_of(self, dpid: int) -> frozenset[str]:
+        return self._controls.get(dpid, frozenset())
+
+    def _destination(self, number: int, pid: int, document: Mapping[str, Any]) -> Destination:
+        labels = frozenset(document.get("dataExportLabels") or ())
+        sources = document.get("inFileDataSources")
+        target = document.get("dataSourceId")
+        return Destination(
+            number=number,
+            pid=pid,
+            name=document["name"],
+            type=document["destinationType"],
+            active=document["status"] == "ACTIVE",
+            batch=bool(document.get("batch", True)),
+            user_id_key=document.get("userIdKey") or 0,
+            target=target or 0,
+            alias=document.get("foreignAccountId") or "",
+            labels=labels,
+            unsegment=document.get("unsegment", True),
+            accepts_device_ids=document.get("acceptsDeviceIds", True),
+            sync_type=document.get("syncType") or "lifetime",
+            lookback=DAYS.get(document.get("syncLookback") or "never"),
+            incremental=DAYS.get(document.get("incrementalSchedule") or "24h"),
+            full=DAYS.get(document.get("fullSchedule") or "never"),
+            iter_content=document.get("iterContent") or "changes",
+            sample=document.get("sampleRateDenominator") or 1,
+            in_file_sources=None if sources == "all_first_party" else tuple(sources or ()),
+            server=document.get("serverId"),
+            format=document.get("formatId"),
+            mappings=tuple(self._mapped(mapping, document, labels) for mapping in document.get("mappings") or ()),
+        )
+
+    def _mapped(self, mapping: Mapping[str, Any], destination: Mapping[str, Any], labels: frozenset[str]) -> Mapped:
+        sid = mapping["sid"]
+        created = int(destination.get("createTime") or 0)
+        start = mapping.get("startDate")
+        return Mapped(
+            mapping=mapping["mappingId"],
+            sid=sid,
+            kind=mapping["traitType"],
+            alias=self._alias(mapping, destination),
+            start=date.fromisoformat(start) if start else datetime.fromtimestamp(created / 1000, UTC).date(),
+            end=date.fromisoformat(mapping["endDate"]) if mapping.get("endDate") else None,
+            since=int(mapping.get("activeSince") or created) // 1000,
+            active=True,
+            blocked=self.blocked(sid, labels),
+        )
+
+    def _alias(self, mapping: Mapping[str, Any], destination: Mapping[str, Any]) -> str:
+        """The destination value (OB-29)."""
+        sid = mapping["sid"]
+        if mapping.get("traitAlias"):
+            return str(mapping["traitAlias"])
+        if destination.get("mappingAutoFiller") == "IC" and sid in self.segments:
+            return self.segments[sid].integration_code or str(sid)
+        return str(sid)
 
     # what qualifications ask (``runs.qualified.TraitKinds``)
 

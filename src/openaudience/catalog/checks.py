@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from openaudience.catalog.automatic import FOLDER, automatic
 from openaudience.catalog.document import Node, locate
+from openaudience.catalog.mapping_states import State
 from openaudience.catalog.objects import Entry, trait_types
 from openaudience.catalog.planning import Given, Planner
-from openaudience.catalog.schema import BY_NAME, FOLDER_TREES, Field, Kind
-from openaudience.catalog.segment_references import trait_sids
+from openaudience.catalog.schema import AUTOMATIC_TYPES, BY_NAME, FOLDER_TREES, Field, Kind
 from openaudience.catalog.values import ADDRESS
 from openaudience.config import LimitsSection
 from openaudience.errors import Mistake, RuleError
+from openaudience.rules.segments import parse_segment
 from openaudience.rules.traits import check as check_rule
 
 ADVISED_AGAINST = {",": "comma", "-": "hyphen", "–": "dash", "—": "dash", "|": "vertical bar"}
@@ -33,6 +35,8 @@ ONE_OF_A_NAME = (
 )
 """Kinds whose names are unique; those of ``INSTALLATION_WIDE`` over all partners."""
 
+THIRD_PARTY = "THIRD_PARTY"
+"""``type`` of a data source that is not the account's own (QL-806)."""
 INSTALLATION_WIDE = frozenset({"partner", "user", "apiClient"})
 LONGEST_FOLDER = 255
 """Bytes of a folder's name on every usual file system."""
@@ -40,6 +44,7 @@ LONGEST_FOLDER = 255
 
 def check(plan: Planner, limits: LimitsSection, warnings: list[Mistake]) -> None:
     """Adds to ``plan.mistakes`` what is wrong with the whole, and to ``warnings`` what is only unwise (QL-301)."""
+    state = State(plan.new)
     for given in plan.given:
         _references(plan, given)
         if given.kind.name == "partner":
@@ -49,7 +54,7 @@ def check(plan: Planner, limits: LimitsSection, warnings: list[Mistake]) -> None
         elif given.kind.name == "trait":
             _trait(plan, given, warnings)
         elif given.kind.name == "segment":
-            _segment(plan, given, limits)
+            _segment(plan, state, given, limits)
         elif given.kind.name == "user":
             _user(plan, given)
         elif given.kind.name == "dropoffUser":
@@ -164,6 +169,14 @@ def _data_source(plan: Planner, given: Given) -> None:
 def _trait(plan: Planner, given: Given, warnings: list[Mistake]) -> None:
     document = given.entry.document
     rule = document.get("traitRule")
+    if document.get("traitType") in AUTOMATIC_TYPES and given.old is not None:
+        free = {"dataSourceId"} if document["traitType"] == FOLDER else set()
+        changed = [name for name in document if name not in free and document[name] != given.old.document.get(name)]
+        if changed:
+            plan.report(
+                given.at(changed[0]), f"{changed[0]}: trait {given.entry.number} is kept by the platform itself"
+            )
+        return
     if document.get("traitType") == "RULE_BASED_TRAIT" and not rule:
         plan.report(given.at("traitRule"), "E_EMPTY: traitRule is missing; a RULE_BASED_TRAIT needs one")
     elif rule and (given.old is None or given.old.document.get("traitRule") != rule):
@@ -189,19 +202,39 @@ def _rule(plan: Planner, given: Given, warnings: list[Mistake]) -> None:
         warnings.extend(node.mistake(f"traitRule: {text}") for text in advice)
 
 
-def _segment(plan: Planner, given: Given, limits: LimitsSection) -> None:
+class _Traits:
+    """The traits of a partner, as segment rules ask for them (QL-806)."""
+
+    def __init__(self, plan: Planner, state: State, pid: int) -> None:
+        self._entries = plan.new.entries
+        self._state = state
+        self._pid = pid
+
+    def type(self, sid: int) -> str | None:
+        entry = self._entries["trait"].get(sid)
+        return None if entry is None or entry.pid != self._pid else entry.document.get("traitType")
+
+    def third_party(self, sid: int) -> bool:
+        source = self._entries["dataSource"].get(self._entries["trait"][sid].document.get("dataSourceId", 0))
+        return source is not None and source.document.get("type") == THIRD_PARTY
+
+    def members(self, sid: int) -> frozenset[int]:
+        return self._state.members(sid)
+
+
+def _segment(plan: Planner, state: State, given: Given, limits: LimitsSection) -> None:
     rule = given.entry.document.get("segmentRule")
     if not isinstance(rule, str):
         return
-    sids = trait_sids(rule)
-    pid = given.entry.pid
-    traits = plan.new.entries["trait"]
-    for sid in sids:
-        if sid not in traits or traits[sid].pid != pid:
-            plan.report(given.at("segmentRule"), f"segmentRule: this partner has no trait {sid}")
-    if len(sids) > limits.traits_per_segment:
-        most = limits.traits_per_segment
-        plan.report(given.at("segmentRule"), f"E_TOO_MANY_TRAITS: segmentRule: {len(sids)} traits of {most}")
+    node = given.at("segmentRule")
+    text = node.value if isinstance(node.value, str) else rule
+    try:
+        parse_segment(text, traits=_Traits(plan, state, given.entry.pid), max_traits=limits.traits_per_segment)
+    except RuleError as error:
+        line, column = locate(node, given.source.lines, error.position)
+        plan.mistakes.append(Mistake(node.file, line, column, f"{error.code}: segmentRule: {error.message}"))
+    else:
+        given.entry.document["segmentRule"] = rule.strip()
 
 
 def _user(plan: Planner, given: Given) -> None:
@@ -329,7 +362,7 @@ def _moved(plan: Planner, name: str, deepest: int) -> None:
 def _limits(plan: Planner, limits: LimitsSection) -> None:
     """Numbers of objects a partner may have; only what is new is refused (QL-1912)."""
     items: tuple[tuple[str, Kind, int, Callable[[Entry], bool]], ...] = (
-        ("traits", BY_NAME["trait"], limits.traits, lambda _: True),
+        ("traits", BY_NAME["trait"], limits.traits, lambda entry: not automatic(entry)),
         ("rule-based traits", BY_NAME["trait"], limits.rule_based_traits, _of_type("RULE_BASED_TRAIT")),
         ("onboarded traits", BY_NAME["trait"], limits.onboarded_traits, _of_type("ON_BOARDED_TRAIT")),
         ("algorithmic traits", BY_NAME["trait"], limits.algorithmic_traits, _of_type("ALGO_TRAIT")),

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from openaudience.catalog.base import transaction
 from openaudience.catalog.objects import milliseconds
+from openaudience.catalog.schema import AUTOMATIC_TYPES
 from openaudience.catalog.tables import DataSourceRow, PartnerRow, RefoldRow, RetiredRow, RuleVersionRow, TraitRow
 from openaudience.clock import Clock, system_clock
 from openaudience.vocabulary import DataSource, Limits, Trait
@@ -86,8 +87,10 @@ class Catalog:
             rows = within.scalars(query.order_by(DataSourceRow.number)).all()
         return {row.number: source_view(row.number, row.pid, row.document) for row in rows}
 
-    def traits(self, dpid: int | None = None, session: Session | None = None) -> list[Trait]:
-        """All traits by sid, or those of one data source."""
+    def traits(
+        self, dpid: int | None = None, session: Session | None = None, *, automatic: bool = False
+    ) -> list[Trait]:
+        """All traits by sid, or those of one data source; ``automatic``: also those that the platform makes itself."""
         # the columns, not the objects: their documents are large and not needed here
         query = (
             select(
@@ -105,6 +108,8 @@ class Catalog:
         )
         if dpid is not None:
             query = query.where(TraitRow.dpid == dpid)
+        if not automatic:
+            query = query.where(TraitRow.type.not_in(AUTOMATIC_TYPES))
         with self._within(session) as within:
             return [Trait(*row) for row in within.execute(query)]
 

@@ -195,12 +195,16 @@ class EvaluationRow(Base):
 
 
 class EvaluatedRow(Base):
-    """What a segment meant when all profiles were last judged by it: a digest of its rule, merge rule and folders."""
+    """What a segment meant when all profiles were last judged by it: a digest of its rule, merge rule and folders.
+
+    ``at``: when that was; of a paused segment, when the pause began.
+    """
 
     __tablename__ = "evaluated"
     environment: Mapped[str] = mapped_column(String(16), primary_key=True)
     sid: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
     digest: Mapped[str] = mapped_column(String(64))
+    at: Mapped[int] = mapped_column(Big)
 
 
 CONFIGURATION = "configuration"

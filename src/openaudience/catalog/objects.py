@@ -16,7 +16,15 @@ from sqlalchemy.orm import Session
 
 from openaudience.catalog.expiry import dead_before
 from openaudience.catalog.ledger import SampleRow
-from openaudience.catalog.schema import BUILT_IN_TRAIT_TYPES, BY_KEY, BY_NAME, FOLDER_TREES, NUMBER_MAX, Kind
+from openaudience.catalog.schema import (
+    AUTOMATIC_TYPES,
+    BUILT_IN_TRAIT_TYPES,
+    BY_KEY,
+    BY_NAME,
+    FOLDER_TREES,
+    NUMBER_MAX,
+    Kind,
+)
 from openaudience.catalog.tables import (
     DataSourceRow,
     DocumentRow,
@@ -200,7 +208,8 @@ class Writer:
                         RuleVersionRow.environment == self.environment, RuleVersionRow.sid == entry.number
                     )
                 )
-            self._log_rule(entry, None)
+            if document["traitType"] not in AUTOMATIC_TYPES:
+                self._log_rule(entry, None)
             return retired
         row = self.session.get(TraitRow, (self.environment, entry.number))
         dead = None if row is None else row.dead_before

@@ -14,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from openaudience.catalog.automatic import automatic, complete
 from openaudience.catalog.document import Node
 from openaudience.catalog.objects import RESERVED_DPIDS, Collection, Entry, milliseconds, trait_types
 from openaudience.catalog.schema import (
@@ -32,6 +33,8 @@ from openaudience.catalog.values import BAD, convert
 from openaudience.config import nearest
 from openaudience.errors import InputError, Mistake
 
+KEPT = ("startDate", "traitAlias")
+"""Fields of a mapping that null leaves as they are."""
 SAMPLING = 1209600000
 RETENTION = 62208000
 _METRIC = re.compile(METRICS)
@@ -100,6 +103,7 @@ class Planner:
             self._references(given)
         if prune:
             self._prune()
+        complete(self.new)
 
     def report(self, node: Node, text: str) -> None:
         self.mistakes.append(node.mistake(text))
@@ -175,7 +179,16 @@ class Planner:
                 if node is None:
                     continue
             for item in self._items(node, kind.key):
-                yield kind, item, partner.source, partner
+                if kind.name != "trait" or not self._kept_by_the_platform(item):
+                    yield kind, item, partner.source, partner
+
+    def _kept_by_the_platform(self, node: Node) -> bool:
+        """Whether an entry is one of the platform's own traits as the API lists them: they are what they are."""
+        found, sid = node.value.get("traitType"), node.value.get("sid")
+        if found is None or sid is None or not isinstance(found.value, str) or not isinstance(sid.value, int):
+            return False
+        stored = self.old.entries["trait"].get(sid.value)
+        return stored is not None and stored.document["traitType"] == found.value.upper() and automatic(stored)
 
     def _claim_number(self, kind: Kind, node: Node, source: Source, partner: Given | None) -> Given | None:
         place = node.value[kind.identifier]
@@ -598,19 +611,33 @@ class Planner:
                 else:
                     number = self.new.take("mapping")
                 stored = {"mappingId": number} | {name: inner.default for name, inner in known.items()}
+                stored["activeSince"] = milliseconds(self.now)
+                stored["startDate"] = f"{self.now:%Y-%m-%d}"
+                stored["traitAlias"] = self._filled(document, sid)
                 merged[sid] = stored
             elif partial.get("traitType", stored["traitType"]) != stored["traitType"]:
                 self.report(node, "traitType: cannot be changed; make a new mapping instead")
-            stored.update(partial)
+            stored.update({name: value for name, value in partial.items() if value is not None or name not in KEPT})
         document["mappings"] = list(merged.values())
+
+    def _filled(self, destination: dict[str, Any], sid: int) -> str | None:
+        """The destination value of a new mapping that gives none (OB-29, API-196)."""
+        match destination.get("mappingAutoFiller"):
+            case "SID":
+                return str(sid)
+            case "IC":
+                segment = self.new.entries["segment"].get(sid)
+                return (segment.document.get("integrationCode") if segment else None) or str(sid)
+        return None
 
     # What the files do not name
 
     def _prune(self) -> None:
         for kind in (PARTNER, *KINDS):
             found = self.new.entries[kind.name]
-            for number in [n for n, entry in found.items() if entry.pid != 0 and (kind.name, n) not in self.claimed]:
-                del found[number]
+            for number, entry in list(found.items()):
+                if entry.pid != 0 and (kind.name, number) not in self.claimed and not automatic(entry):
+                    del found[number]
         for given in self.given:
             if "mappings" in given.entry.document:
                 named = {partial.get("sid") for partial, _ in given.mappings}

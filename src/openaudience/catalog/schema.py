@@ -19,6 +19,8 @@ SERVER_FIELDS = frozenset({"pid", "crUID", "upUID", "createTime", "updateTime", 
 
 EXPORT_CONTROLS = ("PII", "ONSITE_ADS", "OFFSITE_ADS", "ONSITE_PERSONALIZATION")
 STATUS = ("ACTIVE", "INACTIVE")
+AUTOMATIC_TYPES = frozenset({"FOLDER_TRAIT", "ACTIVE_AUDIENCE_TRAIT", "DATA_SOURCE_SYNCED_TRAIT"})
+"""Traits that the platform makes itself; no file defines them."""
 TRAIT_TYPES = ("RULE_BASED_TRAIT", "ON_BOARDED_TRAIT", "ALGO_TRAIT")
 BUILT_IN_TRAIT_TYPES = {
     "User Trait": 1,
@@ -601,5 +603,7 @@ def _property(field: Field) -> dict[str, Any]:
     return {"anyOf": [schema, {"type": "null"}]} if schema else schema
 
 
-LIST_IGNORED = frozenset({"mappingId", "destinationMappingId", "elementStatus", "elementName", "elementDescription"})
+LIST_IGNORED = frozenset(
+    {"mappingId", "destinationMappingId", "elementStatus", "elementName", "elementDescription", "activeSince"}
+)
 """Server-written keys of entries nested in an object (mappings)."""

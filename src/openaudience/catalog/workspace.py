@@ -20,11 +20,13 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from openaudience.catalog import objects, secrets
+from openaudience.catalog.automatic import automatic
 from openaudience.catalog.base import transaction
 from openaudience.catalog.checks import check
 from openaudience.catalog.document import parse
 from openaudience.catalog.facade import Partner, source_view
 from openaudience.catalog.ledger import CONFIGURATION, advance
+from openaudience.catalog.mapping_states import settle
 from openaudience.catalog.migrate import ENVIRONMENTS
 from openaudience.catalog.objects import Collection, Entry, milliseconds
 from openaudience.catalog.planning import Planner, Source
@@ -117,6 +119,7 @@ def plan(
     planner = Planner(sources, collection, now, prune=prune, reader=reader)
     warnings: list[Mistake] = []
     check(planner, limits, warnings)
+    settle(planner)
     return planner, warnings
 
 
@@ -209,7 +212,10 @@ def _run(
     for environment, planner in plans:
         fresh = keeper.changed(environment, planner.secrets, secrets.stored(session, environment))
         made = compare(planner, fresh)
-        changes |= dict.fromkeys(change for change, _, _ in made)
+        # what follows from other objects by itself is not news
+        changes |= dict.fromkeys(
+            change for change, old, new in made if not any(automatic(one) for one in (old, new) if one is not None)
+        )
         if write:
             if made:
                 advance(session, environment, CONFIGURATION)
@@ -277,7 +283,8 @@ class _Dumper(yaml.SafeDumper):
 def _exported_partner(collection: Collection, partner: Entry, now: datetime) -> dict[str, Any]:
     document = _exported(PARTNER, partner)
     for kind in KINDS:
-        entries = [e for _, e in sorted(collection.entries[kind.name].items()) if e.pid == partner.number]
+        mine = (entry for _, entry in sorted(collection.entries[kind.name].items()) if entry.pid == partner.number)
+        entries = [entry for entry in mine if not automatic(entry)]
         if not entries:
             continue
         head, _, tail = kind.key.partition(".")
@@ -302,7 +309,10 @@ def _exported(kind: Kind, entry: Entry) -> dict[str, Any]:
         if value is None:
             continue
         if name == "mappings":
-            value = [{key: inner for key, inner in mapping.items() if inner is not None} for mapping in value]
+            value = [
+                {key: inner for key, inner in mapping.items() if inner is not None and key != "activeSince"}
+                for mapping in value
+            ]
         document[name] = value
     return document
 
@@ -335,6 +345,7 @@ def load_view(path: Path, now: datetime, limits: LimitsSection | None = None) ->
             entry.document["status"] == "ACTIVE",
         )
         for number, entry in sorted(entries["trait"].items())
+        if not automatic(entry)
     ]
     partners = [
         Partner(

@@ -308,9 +308,9 @@ def profile(context: typer.Context, ident: Ident) -> int:
 def why(
     context: typer.Context,
     ident: Ident,
-    sid: Annotated[int, typer.Argument(metavar="SID", help="The trait.", show_default=False)],
+    sid: Annotated[int, typer.Argument(metavar="SID", help="The trait or segment.", show_default=False)],
 ) -> int:
-    """Tell why a profile has a trait, or has it not."""
+    """Tell why a profile has a trait or is in a segment, or not."""
     from openaudience.cli import data
 
     return data.why(context.obj, ident, sid)
@@ -325,11 +325,112 @@ def traits(context: typer.Context) -> int:
 
 
 @app.command()
+def segments(context: typer.Context) -> int:
+    """List the segments with their populations."""
+    from openaudience.cli import audiences
+
+    return audiences.segments(context.obj)
+
+
+@app.command()
+def destinations(context: typer.Context) -> int:
+    """List the destinations with what is mapped to them."""
+    from openaudience.cli import audiences
+
+    return audiences.destinations(context.obj)
+
+
+@app.command()
+def estimate(
+    context: typer.Context, rule: Annotated[str, typer.Argument(metavar="'SEGMENT RULE'", show_default=False)]
+) -> int:
+    """Tell the exact size that a segment rule would have now."""
+    from openaudience.cli import audiences
+
+    return audiences.estimate(context.obj, rule)
+
+
+@app.command()
+def populations(
+    context: typer.Context,
+    sid: Annotated[int, typer.Argument(metavar="SID", help="The trait or segment.", show_default=False)],
+    date: Annotated[
+        str | None, typer.Option(metavar="YYYY-MM-DD", help="Last day of the windows; default: yesterday (UTC).")
+    ] = None,
+) -> int:
+    """Show realisations and populations of a trait or segment over 1, 7, 14, 30, 60 and 90 days."""
+    from openaudience.cli import audiences
+
+    return audiences.populations(context.obj, sid, date)
+
+
+@app.command()
+def overlaps(
+    context: typer.Context,
+    sids: Annotated[list[int], typer.Argument(metavar="SID...", help="Traits or segments.", show_default=False)],
+    others: Annotated[
+        list[int] | None, typer.Option("--with", metavar="SID", help="Compare with this one. May be repeated.")
+    ] = None,
+) -> int:
+    """Count the profiles that any two traits or segments share now."""
+    from openaudience.cli import audiences
+
+    return audiences.overlaps(context.obj, sids, others)
+
+
+@app.command()
 def datasources(context: typer.Context) -> int:
     """List the data sources with the devices synced to them."""
     from openaudience.cli import data
 
     return data.datasources(context.obj)
+
+
+@app.command()
+def export(
+    context: typer.Context,
+    destination: Annotated[
+        str | None, typer.Argument(help="Number or name; default: all that are active.", show_default=False)
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="All current members, not only what changed.")] = False,
+) -> int:
+    """Export to a destination now, or to all; wait until the files are delivered or given up."""
+    from openaudience.cli import exports as exporting
+
+    return exporting.export(context.obj, destination, full)
+
+
+@app.command()
+def exports(
+    context: typer.Context,
+    destination: Annotated[str | None, typer.Argument(help="Number or name; default: all.", show_default=False)] = None,
+    first: Annotated[str | None, typer.Option("--from", metavar="DATE", help="First UTC day.")] = None,
+    last: Annotated[str | None, typer.Option("--to", metavar="DATE", help="Last UTC day.")] = None,
+) -> int:
+    """Show the files that were exported, by day, with the records delivered and not delivered."""
+    from openaudience.cli import exports as exporting
+
+    return exporting.exports(context.obj, destination, first, last)
+
+
+@app.command()
+def redeliver(
+    context: typer.Context, run: Annotated[int, typer.Argument(help="Number of the run.", show_default=False)]
+) -> int:
+    """Send the files of an export run again, byte for byte."""
+    from openaudience.cli import exports as exporting
+
+    return exporting.redeliver(context.obj, run)
+
+
+@app.command("test-server")
+def test_server(
+    context: typer.Context, server: Annotated[str, typer.Argument(help="Number or name.", show_default=False)]
+) -> int:
+    """Write and delete an empty file at a delivery server; show what goes wrong."""
+    from openaudience.cli import exports as exporting
+
+    return exporting.test_server(context.obj, server)
 
 
 @app.command()
@@ -381,11 +482,13 @@ def serve(
     only: Annotated[
         list[str] | None,
         typer.Option(
-            "--only", metavar="PART", help="Only this part: ftp, sftp, intake, worker, mail or web. May be repeated."
+            "--only",
+            metavar="PART",
+            help="Only this part: ftp, sftp, intake, worker, mail, export or web. May be repeated.",
         ),
     ] = None,
 ) -> int:
-    """Run the drop-offs, the intake, the workers, the mail and the health page until stopped."""
+    """Run the drop-offs, the intake, the workers, the mail, the exports and the health page until stopped."""
     from openaudience.serve.supervisor import serve as run_parts
 
     options: Options = context.obj
@@ -395,7 +498,9 @@ def serve(
 @app.command("bench")
 def bench_ingest(
     context: typer.Context,
-    sizes: Annotated[str, typer.Option(help="Multiples of the base size.")] = "1,4,16",
+    sizes: Annotated[
+        str | None, typer.Option(help="Multiples of the base size; with --segments numbers of profiles.")
+    ] = None,
     runs: Annotated[int, typer.Option(help="Runs of which the median is shown.")] = 3,
     peers: Annotated[str | None, typer.Option(help="Which systems to run, by comma.")] = None,
     forms: Annotated[str | None, typer.Option(help="coded, keyvalue or both, by comma.")] = None,
@@ -403,12 +508,19 @@ def bench_ingest(
     seed: Annotated[int, typer.Option(help="Seed of the generator.")] = 2026,
     records: Annotated[int | None, typer.Option(help="Records of the base size.")] = None,
     append: Annotated[Path | None, typer.Option(help="Append the table to this file.")] = None,
+    segments: Annotated[bool, typer.Option("--segments", help="Measure segments instead, beside DuckDB.")] = False,
 ) -> int:
     """Measure ingest against the floor, DuckDB, Polars and Spark on this machine."""
     from openaudience.cli import bench as benching
 
     options: Options = context.obj
-    chosen = {name: value for name, value in (("peers", peers), ("forms", forms)) if value is not None}
+    if segments:
+        return benching.bench_segments(
+            *(() if sizes is None else (sizes,)), runs=runs, seed=seed, append=append, as_json=options.as_json
+        )
+    chosen = {
+        name: value for name, value in (("sizes", sizes), ("peers", peers), ("forms", forms)) if value is not None
+    }
     return benching.bench(
-        sizes, runs, known=known, seed=seed, records=records, append=append, as_json=options.as_json, **chosen
+        runs=runs, known=known, seed=seed, records=records, append=append, as_json=options.as_json, **chosen
     )

@@ -1,13 +1,14 @@
-"""``openaudience bench`` (OP-23, OP-50)."""
+"""``openaudience bench`` (OP-23, OP-50, OP-53)."""
 
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-from openaudience.bench import generator, harness
+from openaudience.bench import generator, harness, segments
 from openaudience.clock import system_clock
 from openaudience.errors import UsageError
 
@@ -41,14 +42,39 @@ def bench(
         seed=seed,
         records=records,
     ).checked()
-    results = harness.measure_all(plan, lambda text: print(text, file=sys.stderr, flush=True))
+    results = harness.measure_all(plan, _say)
+    return _shown(harness.told(plan), harness.table(results), harness.documents(results), append, as_json)
+
+
+def bench_segments(
+    profiles: str = "1000000,10000000",
+    runs: int = 3,
+    seed: int = 2026,
+    append: Path | None = None,
+    as_json: bool = False,
+) -> int:
+    """Measure segments and overlaps beside DuckDB on generated traits (OP-53); otherwise as ``bench``."""
+    try:
+        sizes = tuple(int(size) for size in _listed(profiles))
+    except ValueError:
+        raise UsageError(f"bench: --sizes must be whole numbers of profiles, by comma, not {profiles!r}") from None
+    plan = segments.SegmentPlan(sizes, runs=runs, seed=seed).checked()
+    results = segments.measure_segments(plan, _say)
+    return _shown(segments.told(plan), segments.table(results), [asdict(one) for one in results], append, as_json)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _shown(what: str, tables: str, documents: list[dict[str, Any]], append: Path | None, as_json: bool) -> int:
     now = system_clock()
     if append is not None:
-        harness.record(append, plan, results, now)
+        harness.record(append, what, tables, now)
     if as_json:
-        print(json.dumps(harness.documents(results)))
+        print(json.dumps(documents))
     else:
-        print(f"{harness.surroundings(plan, now)}\n\n{harness.table(results)}", end="")
+        print(f"{harness.surroundings(what, now)}\n\n{tables}", end="")
     return 0
 
 

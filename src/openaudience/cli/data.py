@@ -40,7 +40,8 @@ def opened_site(options: Options) -> Iterator[Site]:
 
 
 def bring_up_to_date(options: Options) -> None:
-    """After a change of the configuration: the index follows traits whose TTL changed or that are gone."""
+    """After a change of the configuration: the index follows it, and schedules of exports begin or end."""
+    from openaudience.exports.runner import Runner
     from openaudience.runs.service import finish_unfinished
     from openaudience.runs.site import Site
 
@@ -48,6 +49,7 @@ def bring_up_to_date(options: Options) -> None:
         for environment in ("production", "beta"):
             site = Site(home, environment)
             finish_unfinished(site)
+            Runner(site).note_schedules()
             site.close()
 
 
@@ -175,18 +177,54 @@ def profile(options: Options, ident: str) -> int:
         )
     if not document["traits"]:
         print("no traits")
+    for one in document["memberships"]:
+        print(f"segment {one['sid']} {one['name']}  since {one['joined']}")
     return 0
 
 
 def why(options: Options, ident: str, sid: int) -> int:
+    from openaudience.runs.explaining import Explanation
     from openaudience.runs.inquiry import Inquiry
 
     with opened_site(options) as site:
-        document = Inquiry(site).why(ident, sid)
+        document = Explanation(Inquiry(site)).why(ident, sid)
     if options.as_json:
         show(document)
-        return 0
-    print(f"{ident} {'has' if document['holds'] else 'does not have'} trait {sid}")
+    elif isinstance(document["because"], dict):
+        show_tree(ident, document)
+    else:
+        show_history(ident, document)
+    return 0
+
+
+def show_tree(ident: str, document: dict[str, Any]) -> None:
+    """A segment's rule with the truth of each part."""
+    tree = document["because"]
+    print(f"{ident} {'is' if document['holds'] else 'is not'} in segment {document['sid']}")
+    if tree["true"] != document["holds"]:
+        print(
+            f"its rule is {'' if tree['true'] else 'not '}true now: the next evaluation will tell, unless it is paused"
+        )
+
+    def show_node(node: dict[str, Any], depth: int) -> None:
+        text = node["op"]
+        if text == "FREQUENCY":
+            text = " ".join(f"{sid}T" for sid in node["sids"])
+            if node["frequency"]:
+                text = f"FREQUENCY([{text.replace(' ', ',')}]"
+                if node["recency"]:
+                    text += f" {node['recency']['op']} {node['recency']['days']}D"
+                text += f") {node['frequency']['op']} {node['frequency']['value']}"
+        print(f"  {'true ' if node['true'] else 'false'}  {'  ' * depth}{text}")
+        for inner in node.get("operands", ()):
+            show_node(inner, depth + 1)
+
+    show_node(tree, 0)
+
+
+def show_history(ident: str, document: dict[str, Any]) -> None:
+    """What put a profile into a trait, or which lines failed to."""
+    print(f"{ident} {'has' if document['holds'] else 'does not have'} trait {document['sid']}")
     for one in document["because"]:
         if "leaves" in one:
             print(f"  {one['file']}, line {one['line']}:")
@@ -195,10 +233,10 @@ def why(options: Options, ident: str, sid: int) -> int:
                 print(f"    {'true ' if leaf['true'] else 'false'}  {leaf['leaf']}  ({sent})")
         else:
             where = f"{one['file']}, line {one['line']}" if one["line"] else one["file"]
-            print(f"  {one['at']}  {one['op']} by job {one['job']}: {where}")
+            what = f"trait {one['trait']} " if "trait" in one else ""
+            print(f"  {one['at']}  {what}{one['op']} by job {one['job']}: {where}")
             if one["text"]:
                 print(f"    {one['text']}")
-    return 0
 
 
 def traits(options: Options) -> int:

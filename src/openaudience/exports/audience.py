@@ -93,7 +93,7 @@ class Audience:
             sources = self._listed_sources()
             for sid, segment in sorted(audiences.segments.items()):
                 ours = segment.pid == destination.pid and segment.dpid in sources
-                if ours and not audiences.controls(sid) & destination.labels:
+                if ours and not audiences.blocked(sid, destination.labels):
                     yield sid, segment, str(sid)
             return
         for mapped in destination.mappings:
@@ -112,7 +112,7 @@ class Audience:
         taken = set()
         for sid, trait in sorted(audiences.traits.items()):
             ours = trait.pid == destination.pid and trait.dpid in sources and trait.type in EXPORTED_TRAITS
-            if ours and not audiences.source_controls(trait.dpid) & destination.labels:
+            if ours and not audiences.blocked(sid, destination.labels):
                 taken.add(sid)
                 yield -sid, trait, str(sid)
         for mapped in destination.mappings:
@@ -128,7 +128,7 @@ class Audience:
         return frozenset(dpid for dpid, source in self.look.sources.items() if source.pid == self.destination.pid)
 
     def _take_pairs(self) -> None:
-        if self.look.audiences.source_controls(self.key.dpid) & self.destination.labels:
+        if self.look.audiences.blocked_source(self.key.dpid, self.destination.labels):
             return  # OB-49
         known = self.look.world.known()
         if self.key.by_device:

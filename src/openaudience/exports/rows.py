@@ -14,7 +14,7 @@ from openaudience.exports.keys import ECID_KEY, names
 from openaudience.exports.order import byte_order
 from openaudience.exports.times import Times
 from openaudience.identity.ids import Array
-from openaudience.outbound.model import Batch, Element, Lists
+from openaudience.outbound.model import Batch, Element
 from openaudience.outbound.sets import Content, Elements, transpose
 from openaudience.outbound.templates import Needs
 from openaudience.vocabulary import GLOBAL_SOURCES, UUID_DPID
@@ -47,7 +47,11 @@ class Rows:
         self._content = content
         self._segments = Table(audience.segment_table, (content.segments, content.removed))
         self._traits = Table(audience.trait_table, (content.traits,))
-        self._times = Times(audience.look, audience.key) if needs.segment_times or needs.realized_times else None
+        self._times = (
+            Times(audience.look, audience.key)
+            if needs.segment_times or needs.realized_times or needs.trait_times
+            else None
+        )
 
     def batches(self) -> Iterator[Batch]:
         """All rows in their order (OB-86), memory for one batch beside their ordinals."""
@@ -72,9 +76,9 @@ class Rows:
         batch = replace(
             batch,
             id_lists=lists if lists is not None else [[one] for one in ids] if needs.id_list else None,
-            segments=transpose(content.segments, rows, self._segments.order),
-            removed=transpose(content.removed, rows, self._segments.order),
-            traits=transpose(content.traits, rows, self._traits.order),
+            segments=transpose(content.segments, rows, self._segments.order) if needs.segments else None,
+            removed=transpose(content.removed, rows, self._segments.order) if needs.removed else None,
+            traits=transpose(content.traits, rows, self._traits.order) if needs.traits else None,
             segment_table=self._segments.elements,
             trait_table=self._traits.elements,
         )
@@ -90,8 +94,7 @@ class Rows:
             ids = (some & _LOW).astype(np.uint32)
             texts = names(key.texts(ids))
             batch = self._identified(devices if key.by_device else ids, texts, devices.astype(np.int64))
-            nothing = Lists(np.zeros(some.size + 1, np.int64), np.empty(0, np.int32))
-            yield replace(batch, segments=nothing, removed=nothing, traits=nothing)
+            yield replace(batch, id_lists=[[text] for text in texts] if self._needs.id_list else None)
 
     def _pair_order(self, pairs: NDArray[np.uint64]) -> NDArray[np.uint64]:
         key = self._key
@@ -107,7 +110,7 @@ class Rows:
         if devices is not None:
             uuids = names(key.uuids(devices)) if needs.uuid else None
             mcids = names(key.ecids(devices)) if needs.mcid else None
-        others = {dpid: self._others(dpid, rows) for dpid in needs.dpuuids}
+        others = {dpid: self._others(dpid, rows) for dpid in dict.fromkeys(dpid for dpid, _ in needs.dpuuids)}
         return Batch(rows.size, ids, uuids, mcids, others=others)
 
     # ---- lists of IDs ----------------------------------------------------------------------------------------
@@ -156,21 +159,20 @@ class Rows:
     # ---- times -----------------------------------------------------------------------------------------------
 
     def _timed(self, batch: Batch, rows: NDArray[np.uint32]) -> Batch:
-        assert self._times is not None
         times, needs = self._times, self._needs
-        assert batch.segments is not None
-        assert batch.removed is not None
-        assert batch.traits is not None
-        profiles = self._profiles(rows)
-        table, traits = self._segments.elements, self._traits.elements
-        return replace(
-            batch,
-            segments=times.of_segments(batch.segments, table, profiles, realized=needs.realized_times),
-            removed=times.of_segments(batch.removed, table, profiles, realized=needs.realized_times, left=True),
-            traits=times.of_traits(batch.traits, traits, profiles) if needs.realized_times else batch.traits,
-        )
+        assert times is not None
+        users = self._users(rows)
+        table = self._segments.elements
+        segments, removed, traits = batch.segments, batch.removed, batch.traits
+        if segments is not None:
+            segments = times.of_segments(segments, table, users, realized=needs.realized_times)
+        if removed is not None:
+            removed = times.of_segments(removed, table, users, realized=needs.realized_times, left=True)
+        if traits is not None and needs.trait_times:
+            traits = times.of_traits(traits, self._traits.elements, users)
+        return replace(batch, segments=segments, removed=removed, traits=traits)
 
-    def _profiles(self, rows: NDArray[np.uint32]) -> tuple[Array, Array]:
+    def _users(self, rows: NDArray[np.uint32]) -> tuple[Array, Array]:
         """(offsets, ordinals) of the users behind each row."""
         if self._key.form == "customer":
             return np.arange(rows.size + 1), rows

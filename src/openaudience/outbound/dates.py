@@ -13,7 +13,9 @@ _MONTHS = (
 )
 _DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
-_PIECE = re.compile(r"'(?P<quoted>(?:[^']|'')*)'|(?P<letters>([A-Za-z])\3*)|(?P<other>[^A-Za-z']+)", re.DOTALL)
+_PIECE = re.compile(
+    r"(?P<quote>'')|'(?P<quoted>(?:[^']|'')+)'|(?P<letters>([A-Za-z])\4*)|(?P<other>[^A-Za-z']+)", re.DOTALL
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +54,7 @@ class DatePattern:
                 runs.append((at, letters))
                 self._parts.append((letters[0], len(letters)))
             else:
-                quoted = found["quoted"]
-                text = found["other"] if quoted is None else quoted.replace("''", "'") or "'"
+                text = found["other"] or (found["quoted"] or found["quote"]).replace("''", "'")
                 self._parts.append((text, 0))
             at = found.end()
         half_day = any(letters[0] == "a" for _, letters in runs)

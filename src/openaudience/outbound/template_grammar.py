@@ -9,13 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, TypeAlias
+from typing import Generic, Literal, TypeAlias, TypeVar
 
 from lark import Lark, Token, Transformer, v_args
 from lark.exceptions import UnexpectedToken
 from lark.lexer import Lexer
 
 from openaudience.errors import TemplateError
+
+L = TypeVar("L")
+"""What a condition asks: a name in parse trees, a part in what they mean."""
 
 MAX_DEPTH = 50
 """How deep conditionals, iterators, ``!`` and parentheses may stand in one another."""
@@ -26,21 +29,22 @@ CONSTANTS = {"TAB": "\t", "COMMA": ",", "NEW_LINE": "\n", "ASCII_SOH": "\x01"}
 _GRAMMAR = """
     start: part*
     ?part: TEXT -> text | BARE -> bare | tag | cond
-    tag: OPEN NAME [loop] [SEMI option (COMMA option)*] CLOSE
-    loop: COLON BODY NAME BAR start END
-    option: NAME EQUALS (STRING | NAME)
-    cond: IF any THEN start [ELSE start] ENDIF
-    ?any: all (OR all)*
-    ?all: unary (AND unary)*
-    ?unary: NOT unary -> negation | LPAR any RPAR -> group | NAME -> named
-    %declare TEXT BARE OPEN NAME SEMI COMMA CLOSE COLON BODY BAR END EQUALS STRING IF THEN ELSE ENDIF
-    %declare OR AND NOT LPAR RPAR
+    tag: _OPEN NAME [loop] [_SEMI options] _CLOSE
+    loop: _COLON _BODY NAME _BAR start _END
+    options: option (_COMMA option)*
+    option: NAME _EQUALS (STRING | NAME)
+    cond: _IF any _THEN start [_ELSE start] _ENDIF
+    ?any: all (_OR all)*
+    ?all: unary (_AND unary)*
+    ?unary: _NOT unary -> negation | _LPAR any _RPAR | NAME -> named
+    %declare TEXT BARE NAME STRING _OPEN _CLOSE _COLON _BODY _BAR _END _SEMI _COMMA _EQUALS
+    %declare _IF _THEN _ELSE _ENDIF _OR _AND _NOT _LPAR _RPAR
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A name as written, with its fields; ``at`` is its 0-based place in the template, as everywhere here."""
+    """A name with what follows its dots, as written; ``at`` is the 0-based place in the template, as everywhere."""
 
     text: str
     at: int
@@ -49,17 +53,15 @@ class Name:
 @dataclass(frozen=True, slots=True)
 class Text:
     text: str
-    at: int
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """``places[i]``: where character i of the value stands in the template. ``constant``: the name, if it is one."""
+    """``value``: what a string says, or the name of a constant. ``places[i]``: where character i of it stands."""
 
     name: Name
-    value: str
-    places: tuple[int, ...]
-    constant: Name | None = None
+    value: str | Name
+    places: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,37 +78,37 @@ class Tag:
 
 
 @dataclass(frozen=True, slots=True)
-class Not:
-    test: Test
+class Not(Generic[L]):
+    test: Test[L]
 
 
 @dataclass(frozen=True, slots=True)
-class All:
-    tests: tuple[Test, ...]
+class AllOf(Generic[L]):
+    tests: tuple[Test[L], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Any_:
-    tests: tuple[Test, ...]
+class AnyOf(Generic[L]):
+    tests: tuple[Test[L], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Cond:
-    test: Test
+    test: Test[Name]
     then: Nodes
     otherwise: Nodes
 
 
-Test: TypeAlias = "Name | Not | All | Any_"
-Node: TypeAlias = "Text | Tag | Cond"
+Test: TypeAlias = L | Not[L] | AllOf[L] | AnyOf[L]
+Node: TypeAlias = Text | Tag | Cond
 Nodes: TypeAlias = tuple[Node, ...]
 
 
 def parse_template(text: str, *, split_number: bool = False) -> Nodes:
     """The parse tree of a template; ``split_number``: the bare word ``SPLITNUM`` is a tag, as in file names.
 
-    Raises ``TemplateError`` for what keeps not to the grammar: a tag, an iterator or a conditional without end,
-    something at a place where it cannot stand, or a character that UTF-8 cannot express.
+    Raises ``TemplateError`` for the first fault of grammar: a tag, an iterator or a conditional without end, something
+    at a place where it cannot stand; and for a character that UTF-8 cannot express.
     """
     reading = _Reading(text, split_number)
     try:
@@ -114,9 +116,9 @@ def parse_template(text: str, *, split_number: bool = False) -> Nodes:
     except UnicodeEncodeError as error:
         raise TemplateError(error.start, "half a surrogate pair cannot be written; remove it") from None
     try:
-        tree: Nodes = _PARSER.parse(reading)  # type: ignore[arg-type, assignment]
+        tree: Nodes = _PARSER.parse(reading)  # type: ignore[assignment]
     except UnexpectedToken as error:
-        reading.misplaced(error.token)
+        raise reading.misplaced(error.token) from None
     return tree
 
 
@@ -130,15 +132,18 @@ _NAME = re.compile(r"(?:[^ \t\r\n<>{}()|&!:;,=\"]|(?<=\.)\([A-Za-z][A-Za-z0-9_]*
 _STRING = re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL)
 _STRING_PIECE = re.compile(r'\\(?P<escaped>["\\nt])|.', re.DOTALL)
 _CONTROL = {"n": "\n", "t": "\t"}
-_MARKS = {":": "COLON", ";": "SEMI", ",": "COMMA", "=": "EQUALS", "|": "BAR", "{": "BODY", ">": "CLOSE"}
-_TESTS = {"||": "OR", "&&": "AND", "!": "NOT", "(": "LPAR", ")": "RPAR"}
+_MARKS = {":": "_COLON", ";": "_SEMI", ",": "_COMMA", "=": "_EQUALS", "|": "_BAR", "{": "_BODY", ">": "_CLOSE"}
+_TESTS = {"||": "_OR", "&&": "_AND", "!": "_NOT", "(": "_LPAR", ")": "_RPAR"}
+
+
+_Kind: TypeAlias = Literal["tag", "head", "iterator", "conditional", "condition"]
 
 
 @dataclass(slots=True)
 class _Place:
-    """Something begun and not yet ended: a ``tag``, an ``iterator``, a ``conditional`` or a ``condition``."""
+    """Something begun: a tag, the head or the body of an iterator, a conditional, its condition or a ( in that."""
 
-    kind: str
+    kind: _Kind
     at: int
 
 
@@ -153,45 +158,67 @@ class _Reading:
 
     def tokens(self) -> Iterator[Token]:
         while self.at < len(self.text):
-            inside = self.open[-1].kind if self.open else ""
-            if inside == "tag":
-                yield self._in_tag()
+            inside = self.open[-1].kind if self.open else None
+            if inside in ("tag", "head"):
+                yield from self._in_tag()
             elif inside == "condition":
                 yield from self._in_condition()
             else:
-                yield from self._in_text()
+                yield from self._in_text(inside)
+
+    def misplaced(self, token: Token) -> TemplateError:
+        """The error for the first token that does not fit."""
+        kinds = [place.kind for place in self.open]
+        if token.type == "$END":
+            return self._unterminated()
+        at = int(token.start_pos or 0)
+        if (token.type == "_END" and kinds[-1] == "conditional") or (
+            token.type in ("_ELSE", "_ENDIF") and "conditional" in kinds and kinds[-1] == "iterator"
+        ):
+            return self._unterminated()
+        if token.type in ("_ELSE", "_ENDIF"):
+            return TemplateError(
+                at, f"{token} belongs to no <if(…)>; remove it, or write \\{token} for the text itself"
+            )
+        return TemplateError(at, f"{str(token)[:60]!r} cannot stand here; {_SHAPES}")
+
+    def _unterminated(self) -> TemplateError:
+        place = self.open[-1]
+        if place.kind == "tag":
+            return TemplateError(place.at, "this tag is never closed; add a >, or write \\< for the sign itself")
+        if place.kind in ("head", "iterator"):
+            return TemplateError(place.at, "this iterator is never closed; add a } and a >")
+        begun = next(place for place in reversed(self.open) if place.kind == "conditional")
+        return TemplateError(begun.at, "this conditional is never closed; add <endif>")
+
+    def _begin(self, kind: _Kind, at: int) -> None:
+        self.open.append(_Place(kind, at))
+        if len(self.open) > MAX_DEPTH:
+            raise TemplateError(at, f"conditionals, iterators and parentheses go deeper than {MAX_DEPTH}")
 
     def _take(self, kind: str, length: int) -> Token:
         token = Token(kind, self.text[self.at : self.at + length], self.at)
         self.at += length
         return token
 
-    def _begin(self, kind: str, at: int) -> None:
-        self.open.append(_Place(kind, at))
-        if len(self.open) > MAX_DEPTH:
-            raise TemplateError(at, f"conditionals and iterators go deeper than {MAX_DEPTH}")
-
-    def _in_text(self) -> Iterator[Token]:
+    def _in_text(self, inside: _Kind | None) -> Iterator[Token]:
         text, at = self.text, self.at
         in_body = any(place.kind == "iterator" for place in self.open)
-        inside = self.open[-1].kind if self.open else ""
         if text.startswith("<if(", at):
             self._begin("conditional", at)
             self._begin("condition", at)
-            yield self._take("IF", 4)
+            yield self._take("_IF", 4)
         elif text.startswith("<else>", at):
-            yield self._take("ELSE", 6)
+            yield self._take("_ELSE", 6)
         elif text.startswith("<endif>", at):
-            if inside == "conditional":
-                self.open.pop()
-            yield self._take("ENDIF", 7)
+            yield self._take("_ENDIF", 7)
+            self.open.pop()
         elif text[at] == "<":
             self._begin("tag", at)
-            yield self._take("OPEN", 1)
+            yield self._take("_OPEN", 1)
         elif text[at] == "}" and in_body:
-            if inside == "iterator":
-                self.open.pop()
-            yield self._take("END", 1)
+            yield self._take("_END", 1)
+            self.open.pop()
         else:
             yield from self._plain(_BODY_TEXT if in_body else _TEXT)
 
@@ -199,49 +226,137 @@ class _Reading:
         found = pattern.match(self.text, self.at)
         assert found is not None
         end = found.end()
-        for bare in _BARE.finditer(self.text, self.at, end) if self.split_number else ():
-            if bare.start() > self.at:
-                yield self._take("TEXT", bare.start() - self.at)
-            yield self._take("BARE", len(SPLIT_NUMBER))
+        if self.split_number:
+            for bare in _BARE.finditer(self.text, self.at, end):
+                if bare.start() > self.at:
+                    yield self._take("TEXT", bare.start() - self.at)
+                yield self._take("BARE", len(SPLIT_NUMBER))
         if end > self.at:
             yield self._take("TEXT", end - self.at)
 
-    def _in_tag(self) -> Token:
-        self._skip_space()
-        text, at = self.text, self.at
-        if at == len(text) or text[at] == "<":
-            raise self._unterminated(self.open[-1])
-        if text[at] == '"':
-            found = _STRING.match(text, at)
+    def _in_tag(self) -> Iterator[Token]:
+        rest = self._rest()
+        if not rest:
+            return
+        if rest == "<":
+            raise self._unterminated()
+        if rest == '"':
+            found = _STRING.match(self.text, self.at)
             if found is None:
-                raise TemplateError(at, 'this " of an option is never closed; add a "')
-            return self._take("STRING", found.end() - at)
-        if mark := _MARKS.get(text[at]):
-            if mark == "CLOSE":
-                self.open.pop()
-            elif mark == "BODY":
-                self._begin("head", at)  # until the | the scanner stays in the tag
-                self.open[-1].kind = "tag"
-            elif mark == "BAR":
+                raise TemplateError(self.at, 'this " of an option is never closed; add a "')
+            yield self._take("STRING", found.end() - self.at)
+        elif kind := _MARKS.get(rest):
+            at = self.at
+            yield self._take(kind, 1)
+            # Only now, when the parser has taken it: of a mark out of place nothing begins or ends.
+            if kind == "_BODY":
+                self._begin("head", at)
+            elif kind == "_BAR":
                 self.open[-1].kind = "iterator"
-            return self._take(mark, 1)
-        return self._name()
+            elif kind == "_CLOSE":
+                self.open.pop()
+        else:
+            yield self._name()
 
     def _in_condition(self) -> Iterator[Token]:
-        self._skip_space()
-        text, at = self.text, self.at
-        if at == len(text):
-            raise self._unterminated(self.open[-2])
-        depth = self.open[-1]
-        mark = text[at : at + 2] if text[at] in "|&" else text[at]
+        rest = self._rest()
+        if not rest:
+            return
+        mark = self.text[self.at : self.at + 2] if rest in "|&" else rest
         kind = _TESTS.get(mark)
         if kind is None:
             yield self._name()
-            return
-        if kind == "RPAR" and self._nested == 0:
-            if not text.startswith(")>", at):
-                raise TemplateError(at, "a condition ends with )>; nothing may stand between")
-            self.open.remove(depth)
-            yield self._take("THEN", 2)
-            return
-        yield self._take(kind, len(mark))
+        elif kind == "_RPAR" and self.open[-2].kind == "conditional":
+            if not self.text.startswith(")>", self.at):
+                raise TemplateError(self.at, "a condition ends with )>; write the > right behind this )")
+            yield self._take("_THEN", 2)
+            self.open.pop()
+        else:
+            at = self.at
+            yield self._take(kind, len(mark))
+            if kind == "_LPAR":
+                self._begin("condition", at)
+            elif kind == "_RPAR":
+                self.open.pop()
+
+    def _rest(self) -> str:
+        """The next character that is no space; '' at the end."""
+        found = _SPACE.match(self.text, self.at)
+        assert found is not None
+        self.at = found.end()
+        return self.text[self.at : self.at + 1]
+
+    def _name(self) -> Token:
+        found = _NAME.match(self.text, self.at)
+        if found is None:
+            raise TemplateError(self.at, f"{self.text[self.at]!r} cannot stand here; {_SHAPES}")
+        return self._take("NAME", found.end() - self.at)
+
+
+_SHAPES = 'tags look like <SEGMENT_LIST:{seg|<seg.sid>}; separator=",">, conditionals like <if(A && !B)>…<else>…<endif>'
+
+
+class _Scanner(Lexer):
+    __future_interface__ = 1
+
+    def __init__(self, conf: object) -> None:
+        pass
+
+    def lex(self, state: object, parser_state: object) -> Iterator[Token]:
+        reading: _Reading = state.text  # type: ignore[attr-defined]
+        return reading.tokens()
+
+
+def _named(token: Token) -> Name:
+    return Name(str(token), int(token.start_pos or 0))
+
+
+@v_args(inline=True)
+class _Builder(Transformer[Token, Nodes]):
+    def start(self, *parts: Node) -> Nodes:
+        return parts
+
+    def text(self, token: Token) -> Text:
+        return Text(_ESCAPE.sub(r"\1", token))
+
+    def bare(self, token: Token) -> Tag:
+        return Tag(_named(token))
+
+    def tag(self, name: Token, loop: Loop | None, options: tuple[Option, ...] | None) -> Tag:
+        return Tag(_named(name), loop, options or ())
+
+    def loop(self, variable: Token, body: Nodes) -> Loop:
+        return Loop(_named(variable), body)
+
+    def options(self, *options: Option) -> tuple[Option, ...]:
+        return options
+
+    def option(self, name: Token, value: Token) -> Option:
+        if value.type == "NAME":
+            return Option(_named(name), _named(value))
+        begin = int(value.start_pos or 0) + 1
+        chars = []
+        places = []
+        for piece in _STRING_PIECE.finditer(value, 1, len(value) - 1):
+            escaped = piece["escaped"]
+            chars.append(_CONTROL.get(escaped, escaped) if escaped else piece[0])
+            places.append(begin + piece.start() - 1)
+        return Option(_named(name), "".join(chars), tuple(places))
+
+    def cond(self, test: Test[Name], then: Nodes, otherwise: Nodes | None) -> Cond:
+        return Cond(test, then, otherwise or ())
+
+    def any(self, *tests: Test[Name]) -> Test[Name]:
+        return AnyOf(tests)
+
+    def all(self, *tests: Test[Name]) -> Test[Name]:
+        return AllOf(tests)
+
+    def negation(self, test: Test[Name]) -> Test[Name]:
+        return test.test if isinstance(test, Not) else Not(test)  # a row of ! goes no deeper than one
+
+    def named(self, name: Token) -> Test[Name]:
+        return _named(name)
+
+
+_PARSER = Lark(_GRAMMAR, parser="lalr", lexer=_Scanner, transformer=_Builder(), maybe_placeholders=True)

@@ -56,7 +56,6 @@ def _fold(
     sids: Any,
     loads: Any,
     ops: Any,
-    lines: Any,
     t_at: Any,
     t_load: Any,
     who: Any,
@@ -128,24 +127,41 @@ def _fold(
     return at_out[:alive], first_out[:alive], last_out[:alive]
 
 
-def fold(
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Facts of one namespace in the order in which they are told: by profile, trait, place of the load and line.
+
+    ``trait`` and ``rank`` are places among the traits and the loads. ``t_at`` and ``t_load`` list by profile the loads
+    that reached it and reset traits; ``who`` is the place of a row's profile there.
+    """
+
+    ord: NDArray[np.int64]
+    sid: NDArray[np.int64]
+    trait: NDArray[np.int64]
+    rank: NDArray[np.int64]
+    op: NDArray[np.int8]
+    who: NDArray[np.int64]
+    t_at: NDArray[np.int64]
+    t_load: NDArray[np.int64]
+    load_at: NDArray[np.int64]
+    load_batch: NDArray[np.int64]
+    resets: NDArray[np.bool_]
+    ttl: NDArray[np.int64]
+    dead: NDArray[np.int64]
+
+
+def in_order(
     rows: pl.DataFrame,
     touches: pl.DataFrame,
     loads: Sequence[LoadView],
     ttl: Mapping[int, int],
     dead_before: Mapping[int, int],
-    now: int,
-) -> Held:
-    """Alive qualifications of one namespace at ``now`` (UTC seconds).
-
-    ``rows``: columns ord, sid, load, op, line of ``realizations``; ``touches``: ord, load of overwrite loads.
-    Rows of loads not listed in ``loads`` and of traits not listed in ``ttl`` do not count.
-    """
+) -> Facts | None:
+    """The facts as ``fold`` takes them, ready for a kernel; None if there are none that count."""
     order = sorted(loads, key=lambda load: load.position)
     sid_list = sorted(ttl)
     if rows.is_empty() or not order or not sid_list:
-        empty = np.empty(0, np.int64)
-        return Held(empty, empty, empty, empty)
+        return None
     load_rank = pl.DataFrame(
         {"load": [view.load for view in order], "rank": range(len(order))},
         schema={"load": pl.Int64, "rank": pl.Int64},
@@ -161,11 +177,9 @@ def fold(
         .sort("ord", "trait", "rank", "line", "op")
     )
     if facts.is_empty():
-        empty = np.empty(0, np.int64)
-        return Held(empty, empty, empty, empty)
+        return None
     profiles = facts["ord"].unique().sort()
     wiping = {view.load for view in order if view.resets}
-    resets_of = {view.load: view.resets for view in order}
     reached = (
         touches.select(pl.col("ord", "load").cast(pl.Int64))
         .filter(pl.col("load").is_in(list(wiping)))
@@ -176,28 +190,59 @@ def fold(
     )
     t_at = np.zeros(profiles.len() + 1, np.int64)
     np.add.at(t_at, reached["who"].to_numpy().astype(np.int64) + 1, 1)
-    t_at = np.cumsum(t_at)
     sid_number = {sid: number for number, sid in enumerate(sid_list)}
     resets = np.zeros((len(order), len(sid_list)), np.bool_)
     for rank, view in enumerate(order):
-        for sid in resets_of[view.load]:
+        for sid in view.resets:
             if sid in sid_number:
                 resets[rank, sid_number[sid]] = True
-    who = np.searchsorted(profiles.to_numpy(), facts["ord"].to_numpy())
+    return Facts(
+        ord=facts["ord"].to_numpy(),
+        sid=facts["sid"].to_numpy(),
+        trait=facts["trait"].to_numpy(),
+        rank=facts["rank"].to_numpy(),
+        op=facts["op"].to_numpy(),
+        who=np.searchsorted(profiles.to_numpy(), facts["ord"].to_numpy()),
+        t_at=np.cumsum(t_at),
+        t_load=reached["rank"].to_numpy(),
+        load_at=np.array([view.at for view in order], np.int64),
+        load_batch=np.array([-1 - view.position if view.batch is None else view.batch for view in order], np.int64),
+        resets=resets,
+        ttl=np.array([ttl[sid] for sid in sid_list], np.int64),
+        dead=np.array([dead_before.get(sid, NEVER) for sid in sid_list], np.int64),
+    )
+
+
+def fold(
+    rows: pl.DataFrame,
+    touches: pl.DataFrame,
+    loads: Sequence[LoadView],
+    ttl: Mapping[int, int],
+    dead_before: Mapping[int, int],
+    now: int,
+) -> Held:
+    """Alive qualifications of one namespace at ``now`` (UTC seconds).
+
+    ``rows``: columns ord, sid, load, op, line of ``realizations``; ``touches``: ord, load of overwrite loads.
+    Rows of loads not listed in ``loads`` and of traits not listed in ``ttl`` do not count.
+    """
+    facts = in_order(rows, touches, loads, ttl, dead_before)
+    if facts is None:
+        empty = np.empty(0, np.int64)
+        return Held(empty, empty, empty, empty)
     at, first, last = _fold(
-        facts["ord"].to_numpy(),
-        facts["trait"].to_numpy(),
-        facts["rank"].to_numpy(),
-        facts["op"].to_numpy(),
-        facts["line"].to_numpy(),
-        t_at,
-        reached["rank"].to_numpy(),
-        who,
-        np.array([view.at for view in order], np.int64),
-        np.array([-1 - view.position if view.batch is None else view.batch for view in order], np.int64),
-        resets,
-        np.array([ttl[sid] for sid in sid_list], np.int64),
-        np.array([dead_before.get(sid, NEVER) for sid in sid_list], np.int64),
+        facts.ord,
+        facts.trait,
+        facts.rank,
+        facts.op,
+        facts.t_at,
+        facts.t_load,
+        facts.who,
+        facts.load_at,
+        facts.load_batch,
+        facts.resets,
+        facts.ttl,
+        facts.dead,
         now,
     )
-    return Held(facts["ord"].to_numpy()[at], facts["sid"].to_numpy()[at], first, last)
+    return Held(facts.ord[at], facts.sid[at], first, last)

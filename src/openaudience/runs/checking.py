@@ -41,7 +41,7 @@ from openaudience.runs.settling import Plan
 from openaudience.runs.site import DAY, Lease, Site
 from openaudience.runs.syncing import Pairs
 from openaudience.runs.undoing import Links
-from openaudience.runs.upkeep import Expired, by_trait, expired
+from openaudience.runs.upkeep import Expired, by_trait, expired, ranges
 from openaudience.runs.world import KNOWN, Draft, World, ids_name, links_name, load_name, members_name, traits_name
 from openaudience.store.arrays import read_arrays
 from openaudience.store.generations import Generation
@@ -471,13 +471,7 @@ class _Check:
 
     def _ranges(self, namespace: int) -> Iterator[tuple[int, int]]:
         """Ranges of ordinals (least, greatest) with some eight million rows each."""
-        files = [*self.site.tables.files("realizations", namespace), *self.site.tables.files("touches", namespace)]
-        if not files:
-            return
-        top = 1 + max(file.stats["ord"][1] for file in files)
-        step = max(1 << 16, top * MOST_ROWS // max(1, sum(file.rows for file in files)))
-        for low in range(0, top, step):
-            yield low, min(low + step, top) - 1
+        return ranges(self.site.tables, ("realizations", "touches"), namespace, MOST_ROWS)
 
     def _own(self, rows: Sequence[LoadRow], newest: set[int | None], own: Mapping[int, _Bitmaps], at: int) -> None:
         """Each load's file of bitmaps: the fast form of its facts, by which undo and expiry go."""

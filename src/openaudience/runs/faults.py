@@ -35,6 +35,23 @@ POINTS = (
     "settled",
 )
 """In the order in which a run reaches them (design 2.5); those with a dot are inside the store's own steps."""
+EXPORT_POINTS = (
+    "export.entered",
+    "export.evaluated",
+    "files.written",
+    "files.replaced",
+    "files.placed",
+    "export.files",
+    "export.baseline",
+    "export.generated",
+    "export.ready",
+    "export.sending",
+    "export.sent",
+    "export.noted",
+    "export.all-sent",
+    "export.delivered",
+)
+"""Of export runs, in their order; the evaluation before them has points of the list above."""
 
 
 def reach(point: str) -> None:

@@ -1,4 +1,4 @@
-"""What people ask: profiles, why a trait holds or not, populations (OP-16 … OP-18)."""
+"""What people ask: profiles, and lists with live populations (OP-16, OP-18); why: ``runs.explaining`` (OP-17)."""
 
 from __future__ import annotations
 
@@ -12,31 +12,30 @@ import polars as pl
 from pyroaring import BitMap
 from sqlalchemy import or_, select
 
+from openaudience.catalog.audiences import Audiences
 from openaudience.catalog.ledger import FileRow, JobRow, LoadRow, SampleRow
+from openaudience.catalog.schema import BY_NAME
+from openaudience.catalog.tables import DocumentRow
 from openaudience.clock import iso
-from openaudience.errors import FileRejected, InputError
+from openaudience.errors import InputError
 from openaudience.identity.ecid import to_uuid
 from openaudience.identity.formats import aam_reason, expected_form
 from openaudience.identity.keys import key
-from openaudience.inbound.decode import opened
-from openaudience.inbound.filenames import parse_name
 from openaudience.inbound.receipt import REASON_WORDS
-from openaudience.inbound.records import ID_TYPES, parse_line, signal
+from openaudience.inbound.records import ID_TYPES
 from openaudience.profiles.folding import expiry
-from openaudience.profiles.index import TOUCHED
-from openaudience.rules.traits import parse
-from openaudience.rules.tree import canonical, comparisons, evaluate
+from openaudience.rules.segments import RULE_BASED
 from openaudience.runs.applying import utc
-from openaudience.runs.loads import Load, loads_in_force
+from openaudience.runs.loads import Load, decided_evaluations, loads_in_force
+from openaudience.runs.membership import member_namespaces
 from openaudience.runs.outcome import decoded
+from openaudience.runs.qualified import WorldQualified
 from openaudience.runs.receipts import counters_of
-from openaudience.runs.rulebook import Ruleset
 from openaudience.runs.sampling import sight
 from openaudience.runs.site import Site
 from openaudience.runs.upkeep import Expired, Folder, expired
 from openaudience.runs.world import DEVICES, as_of
 from openaudience.vocabulary import (
-    GLOBAL_SOURCES,
     INVALID_DEVICE_IDS,
     REASON_NUMBER,
     UUID_DPID,
@@ -45,8 +44,13 @@ from openaudience.vocabulary import (
     Trait,
 )
 
-NEWEST_FILES = 5
-NEWEST_LINES = 10
+STORED_TRAITS = ("RULE_BASED_TRAIT", "ON_BOARDED_TRAIT", "ALGO_TRAIT")
+"""Traits that facts realise; all others follow from these or from mappings."""
+
+
+def kind_of(namespace: int) -> str:
+    """How the profiles of a namespace are counted (QL-1107)."""
+    return "device" if namespace == DEVICES else "cross_device"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +72,11 @@ class Inquiry:
             self._as_of = as_of(generation)
             self.loads: list[Load] = loads_in_force(session, site.name)
             self.sources: dict[int, DataSource] = site.catalog.data_sources(session)
-            self.traits: dict[int, Trait] = {trait.sid: trait for trait in site.catalog.traits(session=session)}
+            self.audiences: Audiences = Audiences.of(site.catalog, session)
+            self.evaluations: list[int] = decided_evaluations(session, site.name)
             self._organisations = {partner.pid: partner.org_id for partner in site.catalog.partners(session)}
-        self._terms = site.terms()
+        self.traits: Mapping[int, Trait] = self.audiences.traits
+        self.terms = site.terms()
 
     # ---- profiles --------------------------------------------------------------------------------------------
 
@@ -130,12 +136,14 @@ class Inquiry:
     def profile(self, text: str) -> dict[str, Any]:
         """A profile as JSON (70 §2)."""
         found = self.find(text)
-        held = self.folder.held(found.namespace, self.now, profiles=BitMap([found.ordinal]))
+        one = BitMap([found.ordinal])
+        held = self.folder.held(found.namespace, self.now, profiles=one)
         traits = []
         for sid, first, last in zip(held.sid.tolist(), held.first.tolist(), held.last.tolist(), strict=True):
             trait = self.traits[sid]
             end = expiry(last, trait.ttl)
             third = found.source is not None and found.source.pid not in (0, trait.pid)
+            counts = self.qualified.counts(found.namespace, [sid], one) if trait.type == RULE_BASED else None
             traits.append(
                 {
                     "sid": sid,
@@ -143,17 +151,33 @@ class Inquiry:
                     "party": "third" if third else "first",
                     "first_realized": iso(utc(first)),
                     "last_realized": iso(utc(last)),
-                    "frequency": 1,
+                    "frequency": 1 if counts is None else int(counts.n.sum()),
                     "expires": None if trait.ttl == 0 else iso(utc(end)),
                 }
             )
+        joined = self.memberships(found)
         return {
             "uuid": self._uuid(found),
             "ids": list(self._ids(found)),
             "traits": traits,
-            "segments": [],
-            "memberships": [],
+            "segments": sorted(joined),
+            "memberships": [
+                {"sid": sid, "name": self.audiences.segments[sid].name, "joined": iso(utc(at))}
+                for sid, at in sorted(joined.items())
+            ],
         }
+
+    def memberships(self, found: Found) -> dict[int, int]:
+        """The segments that a profile is a member of, and when it joined each (UTC seconds; QL-901, QL-910)."""
+        rows = (
+            self.site.tables.scan("memberships", found.namespace, ords=(found.ordinal, found.ordinal))
+            .filter(pl.col("load").is_in(self.evaluations))
+            .select("sid", "op", "load", pl.col("at").dt.epoch("s"))
+            .collect()
+            .sort("load")
+            .unique("sid", keep="last", maintain_order=True)
+        )
+        return {sid: at for sid, op, _, at in rows.iter_rows() if op > 0 and sid in self.audiences.segments}
 
     def _uuid(self, found: Found) -> str | None:
         device: int | None = found.ordinal
@@ -195,172 +219,44 @@ class Inquiry:
 
     @cached_property
     def folder(self) -> Folder:
-        return Folder(self.site.tables, self.site.rulebook, self.loads, self._terms.ttl, self._terms.dead_before)
-
-    # ---- why -------------------------------------------------------------------------------------------------
-
-    def why(self, text: str, sid: int) -> dict[str, Any]:
-        """Why a profile has a trait or has it not (OP-17)."""
-        found = self.find(text)
-        trait = self.traits.get(sid)
-        if trait is None:
-            raise InputError(f"there is no trait {sid}; `openaudience traits` lists them")
-        one = BitMap([found.ordinal])
-        holds = sid in self.folder.held(found.namespace, self.now, profiles=one, sids=[sid]).sid.tolist()
-        because = list(self._history(found, trait))
-        if not holds:
-            because.extend(self._failing(found, trait))
-        return {"profile": text, "sid": sid, "holds": holds, "because": because}
-
-    def _history(self, found: Found, trait: Trait) -> Iterator[dict[str, Any]]:
-        by_load = {load.load: load for load in self.loads}
-        rows = (
-            self.site.tables.scan("realizations", found.namespace, ords=(found.ordinal, found.ordinal))
-            .filter(pl.col("sid") == trait.sid)
-            .select("load", "line", "op")
-            .collect()
-        )
-        events: list[tuple[int, int, int, Load]] = []
-        named: set[int] = set()
-        for number, line, op in rows.iter_rows():
-            if number in by_load:
-                events.append((by_load[number].position, line or 0, op, by_load[number]))
-                named.add(number)
-        begun: set[int | None] = set()
-        for load in self.loads:
-            if load.overwrite and load.namespace == found.namespace and self._reached(load, found.ordinal):
-                owned = trait.sid in self.site.rulebook.get(load.ruleset).owned()
-                if load.batch not in begun and owned and load.load not in named:
-                    events.append((load.position, 0, 0, load))
-                begun.add(load.batch)
-        words = {1: "realized", -1: "removed", 0: "overwritten"}
-        for _, line, op, load in sorted(events, key=lambda event: event[:3]):
-            row = self._file(load.file)
-            yield {
-                "job": row.job,
-                "file": row.name,
-                "line": line or None,
-                "text": self._line(row, line) if line else None,
-                "at": iso(utc(load.at)),
-                "op": words[op],
-            }
-
-    def _reached(self, load: Load, ordinal: int) -> bool:
-        bitmaps = self.world.load(load.load)
-        return bitmaps is not None and bitmaps.contains(TOUCHED, ordinal)
-
-    def _failing(self, found: Found, trait: Trait) -> Iterator[dict[str, Any]]:
-        """The newest lines that reached the profile, with the truth of the rule's comparisons on each."""
-        if trait.rule is None:
-            return
-        node = parse(trait.rule)
-        leaves = comparisons(node)
-        shown = 0
-        files = 0
-        for load in reversed(self.loads):
-            if load.target != trait.dpid or load.namespace != found.namespace or not self._reached(load, found.ordinal):
-                continue
-            files += 1
-            if files > NEWEST_FILES:
-                return
-            row = self._file(load.file)
-            ruleset = self.site.rulebook.get(load.ruleset)
-            for number, record in reversed(list(self._records(row, ruleset, self._spellings(found, load)))):
-                yield {
-                    "file": row.name,
-                    "line": number,
-                    "leaves": [
-                        {
-                            "leaf": canonical(leaf),
-                            "value": ", ".join(_values(record, leaf.key)) if _values(record, leaf.key) else None,
-                            "true": evaluate(leaf, record),
-                        }
-                        for leaf in leaves
-                    ],
-                }
-                shown += 1
-                if shown >= NEWEST_LINES:
-                    return
-
-    def _spellings(self, found: Found, load: Load) -> set[bytes]:
-        """The IDs by which a file's lines may have named the profile."""
-        if found.namespace != DEVICES:
-            return {self.world.ids(found.namespace).name(found.ordinal)}
-        if load.dpid == UUID_DPID:
-            return {self.world.ids(DEVICES).name(found.ordinal)}
-        dpids = list(GLOBAL_SOURCES) if load.kind == "data" and load.dpid in GLOBAL_SOURCES else [load.dpid]
-        names: set[bytes] = set()
-        for dpid in {
-            *dpids,
-            load.dpid,
-            *([20914, 20915] if self.site.rulebook.get(load.ruleset).form == "odc" else []),
-        }:
-            _, customers, _ = self.world.links(dpid).customers(np.array([found.ordinal], np.uint32))
-            names.update(self.world.ids(dpid).name(ordinal) for ordinal in customers.tolist())
-        return names
-
-    def _records(
-        self, row: FileRow, ruleset: Ruleset, spellings: set[bytes]
-    ) -> Iterator[tuple[int, Mapping[str, list[str]]]]:
-        layout = ruleset.layout()
-        for number, line in self._lines(row):
-            if not any(name in line for name in spellings):
-                continue
-            parsed = parse_line(line, layout)
-            if parsed.reason or not parsed.ids or parsed.ids[0] not in spellings:
-                continue
-            record: dict[str, list[str]] = {}
-            for token in parsed.tokens:
-                item = signal(token)
-                if item.kind == "pair" and item.key:
-                    record.setdefault(item.key, []).append(item.value)
-            yield number, record
-
-    def _file(self, number: int) -> FileRow:
-        with self.site.reading() as session:
-            row = session.scalars(select(FileRow).where(FileRow.file == number)).one()
-        return row
-
-    def _lines(self, row: FileRow) -> Iterator[tuple[int, bytes]]:
-        path = self.site.folder / (row.kept_path or row.waiting_path)
-        if not path.exists():
-            return
-        try:
-            with opened(
-                path, parse_name(row.name).ext, self.site.file_limits, self.site.gpg, self.site.environment.work
-            ) as stream:
-                for block in stream.blocks():
-                    for place, line in enumerate(block.data.tobytes().split(b"\n")):
-                        yield block.first_line + place, line.removesuffix(b"\r")
-        except FileRejected:
-            return
-
-    def _line(self, row: FileRow, wanted: int) -> str | None:
-        for number, line in self._lines(row):
-            if number == wanted:
-                return line.decode("utf-8", "replace")
-        return None
+        return Folder(self.site.tables, self.site.rulebook, self.loads, self.terms.ttl, self.terms.dead_before)
 
     # ---- populations -----------------------------------------------------------------------------------------
 
     @cached_property
     def _expired(self) -> Expired:
-        return expired(self.world, self.loads, self._terms.ttl, self._as_of, self.now)
+        return expired(self.world, self.loads, self.terms.ttl, self._as_of, self.now)
 
-    def members(self, namespace: int, sid: int) -> BitMap:
-        """Who holds a trait now (QL-504)."""
-        gone = self._expired.get(namespace, {}).get(sid, BitMap())
-        return self.world.traits(namespace).members(sid) - gone
+    @cached_property
+    def qualified(self) -> WorldQualified:
+        """Who holds which trait now (QL-504)."""
+        return WorldQualified(self.site, self.world, self.loads, self.audiences, self.now, self._expired)
 
     def populations(self) -> dict[int, dict[str, int]]:
         """Live population of each trait: devices, and customer profiles (QL-1106)."""
         out = {sid: {"device": 0, "cross_device": 0} for sid in self.traits}
-        for name in self.world.namespaces("traits"):
-            namespace = int(name.removeprefix("traits/"))
-            which = "device" if namespace == DEVICES else "cross_device"
-            for sid in self.world.traits(namespace).sids():
+        made = [sid for sid, trait in self.traits.items() if trait.type not in STORED_TRAITS]
+        for namespace in self.qualified.namespaces():
+            which = kind_of(namespace)
+            # plain traits that nobody ever had are not in the index
+            for sid in {*self.world.traits(namespace).sids(), *made}:
                 if sid in out:
-                    out[sid][which] += len(self.members(namespace, sid))
+                    out[sid][which] += len(self.qualified.members(namespace, sid))
+                    self.qualified.forget()
+        return out
+
+    def segment_members(self, sid: int) -> dict[int, BitMap]:
+        """Members of a segment as of its last evaluation (QL-901), by namespace."""
+        return {namespace: self.world.members(namespace).members(sid) for namespace in member_namespaces(self.world)}
+
+    def segment_populations(self) -> dict[int, dict[str, int]]:
+        """Live population of each segment: member devices, and member customer profiles (QL-1106)."""
+        out = {sid: {"device": 0, "cross_device": 0} for sid in self.audiences.segments}
+        for namespace in member_namespaces(self.world):
+            index, which = self.world.members(namespace), kind_of(namespace)
+            for sid in index.sids():
+                if sid in out:
+                    out[sid][which] += len(index.members(sid))
         return out
 
     def trait_documents(self) -> list[dict[str, Any]]:
@@ -370,16 +266,30 @@ class Inquiry:
             {**document, "population": populations[document["sid"]]} for document in self.site.catalog.trait_documents()
         ]
 
+    def segment_documents(self) -> list[dict[str, Any]]:
+        """Segments as the API shows them, with their live populations (OP-18)."""
+        populations = self.segment_populations()
+        return [
+            {**document, "population": populations[document["sid"]]} for document in self._documents("segment")
+        ]
+
+    def destination_documents(self) -> list[dict[str, Any]]:
+        """Destinations as the API shows them (OP-18)."""
+        return self._documents("destination")
+
+    def _documents(self, name: str) -> list[dict[str, Any]]:
+        kind = BY_NAME[name]
+        query = select(DocumentRow).where(DocumentRow.environment == self.site.name, DocumentRow.kind == kind.key)
+        with self.site.reading() as session:
+            rows = session.scalars(query.order_by(DocumentRow.number)).all()
+            return [{kind.identifier: row.number, "pid": row.pid, **row.document} for row in rows]
+
     def source_documents(self) -> list[dict[str, Any]]:
         """Data sources as the API shows them, with the devices mapped to each (RT-221)."""
         return [
             {**document, "synced_devices": int(self.world.links(document["dataSourceId"]).mapped_devices().size)}
             for document in self.site.catalog.data_source_documents()
         ]
-
-
-def _values(record: Mapping[str, list[str]], name: str) -> list[str]:
-    return [value for own, values in record.items() if own.casefold() == name.casefold() for value in values]
 
 
 def job_documents(site: Site) -> list[dict[str, Any]]:

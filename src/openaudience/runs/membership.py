@@ -85,7 +85,7 @@ class Judged:
                 )
             )
             session.add_all(
-                EvaluatedRow(environment=environment, sid=sid, digest=digest)
+                EvaluatedRow(environment=environment, sid=sid, digest=digest, at=at)
                 for sid, digest in self.digests.items()
                 if digest is not None
             )

@@ -22,6 +22,7 @@ from openaudience.runs.site import DAY, Site
 from openaudience.runs.upkeep import Expired, Folder
 from openaudience.runs.world import DEVICES, World
 from openaudience.segments.model import Counts
+from openaudience.vocabulary import UUID_DPID
 
 ACTIVE_AUDIENCE = "ACTIVE_AUDIENCE_TRAIT"
 SYNCED = "DATA_SOURCE_SYNCED_TRAIT"
@@ -138,6 +139,8 @@ class WorldQualified:
     def _active(self, sources: frozenset[int]) -> BitMap:
         """Devices of the partner that a file reached or synced within 120 days (QL-205)."""
         since = self._now - ACTIVE_DAYS * DAY
+        # a file of UUIDs is the partner's when its target is
+        sources -= {UUID_DPID}
         found = BitMap()
         for load in self._loads:
             if load.namespace == DEVICES and load.at > since and {load.dpid, load.target} & sources:

@@ -6,7 +6,7 @@ again by a load that still counts stays. No expiry is ever written as a fact.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import numpy as np
 import polars as pl
@@ -14,6 +14,7 @@ from pyroaring import BitMap
 
 from openaudience.profiles.folding import Held, LoadView, expiry, fold
 from openaudience.profiles.index import changes, joined_key
+from openaudience.profiles.stays import Stays, stays
 from openaudience.runs.loads import Load, views
 from openaudience.runs.reading import bitmap
 from openaudience.runs.rulebook import Rulebook
@@ -90,13 +91,22 @@ class Folder:
         self, namespace: int, now: int, *, profiles: BitMap | None = None, sids: Collection[int] | None = None
     ) -> Held:
         """Alive qualifications of the given profiles and traits (all if None) at ``now``."""
-        loads = self.views(namespace)
         ords = (profiles.min(), profiles.max()) if profiles else None
-        rows = self._tables.scan("realizations", namespace, ords=ords)
+        facts, touches, loads, ttl = self._facts(namespace, ords, profiles, sids)
+        return fold(facts, touches, loads, ttl, self._dead, now)
+
+    def stays(self, namespace: int, ords: tuple[int, int], sids: Collection[int] | None = None) -> Stays:
+        """All stays in the given traits (all if None) of the profiles from the one to the other ordinal."""
+        facts, touches, loads, ttl = self._facts(namespace, ords, None, sids)
+        return stays(facts, touches, loads, ttl, self._dead)
+
+    def _facts(
+        self, namespace: int, ords: tuple[int, int] | None, profiles: BitMap | None, sids: Collection[int] | None
+    ) -> tuple[pl.DataFrame, pl.DataFrame, list[LoadView], Mapping[int, int]]:
+        loads = self.views(namespace)
         wiping = [load.load for load in loads if load.resets]
-        touches = self._tables.scan("touches", namespace, ords=ords, loads=wiping)
-        rows = rows.select("ord", "sid", "load", "op", "line")
-        touches = touches.select("ord", "load")
+        rows = self._tables.scan("realizations", namespace, ords=ords).select("ord", "sid", "load", "op", "line")
+        touches = self._tables.scan("touches", namespace, ords=ords, loads=wiping).select("ord", "load")
         if profiles is not None:
             if not profiles:
                 rows, touches = rows.limit(0), touches.limit(0)
@@ -108,8 +118,18 @@ class Folder:
         if sids is not None:
             rows = rows.filter(pl.col("sid").is_in(list(sids)))
             ttl = {sid: days for sid, days in ttl.items() if sid in set(sids)}
-        facts, reached = rows.collect(), touches.collect()
-        return fold(facts, reached, loads, ttl, self._dead, now)
+        return rows.collect(), touches.collect(), loads, ttl
+
+
+def ranges(tables: Tables, names: Collection[str], namespace: int, rows: int) -> Iterator[tuple[int, int]]:
+    """Ranges of ordinals (least, greatest), in each of which the given tables have about so many rows."""
+    files = [file for name in names for file in tables.files(name, namespace)]
+    if not files:
+        return
+    top = 1 + max(file.stats["ord"][1] for file in files)
+    step = max(1 << 16, top * rows // max(1, sum(file.rows for file in files)))
+    for low in range(0, top, step):
+        yield low, min(low + step, top) - 1
 
 
 def by_trait(held: Held) -> dict[int, BitMap]:

@@ -25,8 +25,18 @@ from openaudience.segments.ordinals import bitmap_of
 from openaudience.segments.sets import Plane, Scope, planes
 from openaudience.segments.workers import side_by_side
 
-BUDGET = 1 << 29
-"""Bytes of trait bitmaps held at once when all profiles are judged."""
+
+def _memory() -> int:
+    """Bytes of memory that the machine has; 4 GiB where it does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return 1 << 32
+
+
+BUDGET = _memory() // 4
+"""Bytes of trait bitmaps held at once when all profiles are judged. Segments share their traits at random, so a part
+of the traits would be fetched again and again: it is enough for all of them in most cases."""
 WORTH = 300_000_000
 """Members of traits over all uses from which on worker processes pay: a third of a second of algebra."""
 
@@ -188,6 +198,8 @@ class Evaluation:
             wanted = processes or (_processors() if ready.uses >= WORTH else 1)
             compared = partial(self._compared, number, held=held, namespaces=namespaces, scope=None, ready=ready)
             yield from side_by_side(here, wanted, compared)
+            if keys:
+                self._qualified.forget()
 
     def _make_ready(self, ready: _Ready, over: list[Plane], keys: list[int]) -> int:
         """Fetches what the first segments ask, up to the budget; returns the number of these segments.

@@ -51,6 +51,9 @@ class Qualified(Protocol):
     def counts(self, namespace: int, sids: Collection[int], profiles: BitMap | None) -> Counts:
         """Day counts of the given (plain) traits, of the given profiles or all."""
 
+    def forget(self) -> None:
+        """Gives back the memory of answers; called when the next ones are about other traits."""
+
 
 class Held(Protocol):
     """Who is a member of which segment as of the last evaluations (QL-901)."""

@@ -13,8 +13,10 @@ from prometheus_client.registry import Collector
 from sqlalchemy import func, select
 
 from openaudience import __version__
+from openaudience.catalog.exports import ExportRow
 from openaudience.catalog.ledger import FileRow, MailRow, ReceiptRow, seconds
 from openaudience.catalog.migrate import ENVIRONMENTS
+from openaudience.exports.schedule import lag
 from openaudience.home import Home
 from openaudience.runs.receipts import decoded
 from openaudience.serve.parts import enabled
@@ -43,6 +45,8 @@ class Numbers:
     files: dict[Labels, int] = field(default_factory=dict)
     oldest: dict[str, int] = field(default_factory=dict)
     mails: dict[Labels, int] = field(default_factory=dict)
+    exports: dict[Labels, int] = field(default_factory=dict)
+    lag: dict[Labels, int] = field(default_factory=dict)
 
 
 class Figures(Collector):
@@ -70,6 +74,13 @@ class Figures(Collector):
             mails = select(MailRow.environment, MailRow.state, func.count())
             for environment, state, count in session.execute(mails.group_by(MailRow.environment, MailRow.state)):
                 numbers.mails[environment, state] = count
+            runs = select(ExportRow.environment, ExportRow.state, func.count())
+            for environment, state, count in session.execute(runs.group_by(ExportRow.environment, ExportRow.state)):
+                numbers.exports[environment, state] = count
+            now, tick = seconds(self._home.clock()), self._home.settings.export.tick
+            for environment in ENVIRONMENTS:
+                for destination, late in lag(session, environment, now, tick).items():
+                    numbers.lag[environment, str(destination)] = late
         with self._lock:
             self._numbers = numbers
         for environment in ENVIRONMENTS:
@@ -122,6 +133,13 @@ class Figures(Collector):
             "openaudience_queue_age_seconds", "How long the oldest waiting file has waited.", ("environment",), age
         )
         yield _gauge("openaudience_mails", "Receipt mails by state.", ("environment", "state"), numbers.mails)
+        yield _gauge("openaudience_exports", "Export runs by state.", ("environment", "state"), numbers.exports)
+        yield _gauge(
+            "openaudience_export_lag_seconds",
+            "For how long a run that was due is not delivered.",
+            ("environment", "destination"),
+            numbers.lag,
+        )
         living = states(self._home.path)
         up = {(part,): sum(state.part == part for state in living) for part in enabled(self._home.settings)}
         yield _gauge("openaudience_part_up", "Processes of a part that are alive.", ("part",), up)

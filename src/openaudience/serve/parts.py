@@ -16,6 +16,7 @@ PARTS = {
     "intake": "taking:intake",
     **dict.fromkeys(WORKERS, "worker:worker"),
     "mail": "post:mail",
+    "export": "exporting:exports",
     "web": "web:web",
 }
 """Module and function of each; imported by the process that runs it alone, for some take a second and much memory."""

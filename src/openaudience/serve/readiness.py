@@ -12,6 +12,7 @@ from sqlalchemy import text
 
 from openaudience.catalog.migrate import ENVIRONMENTS
 from openaudience.errors import OpenAudienceError
+from openaudience.exports.history import failing
 from openaudience.home import Home
 from openaudience.runs.post import summary
 from openaudience.runs.site import Site
@@ -45,6 +46,13 @@ def mails(home: Home) -> dict[str, dict[str, int]]:
             figures = summary(Site(home, name))
             found[name] = {state: figures[state] for state in ("queued", "failed")}
     return found
+
+
+def failing_exports(home: Home) -> dict[str, str]:
+    """Destinations whose last two runs failed, with why; no reason not to be ready: the others are served."""
+    with suppress(OpenAudienceError), home.catalog().reading() as session:
+        return {str(destination): why for destination, why in failing(session, "production").items()}
+    return {}
 
 
 def free_bytes(home: Home) -> int:

@@ -17,7 +17,7 @@ from openaudience.errors import SystemFailure
 from openaudience.home import Home
 from openaudience.serve.figures import Figures
 from openaudience.serve.life import Life
-from openaudience.serve.readiness import checks, mails
+from openaudience.serve.readiness import checks, failing_exports, mails
 from openaudience.serve.state import Listening
 
 COUNT_SECONDS = 10.0
@@ -92,6 +92,7 @@ def application(home: Home, figures: Figures) -> Starlette:
             "ready": good,
             "checks": {check.name: {"ok": check.why is None, "why": check.why} for check in found},
             "mails": mails(home),
+            "failing_exports": failing_exports(home),
         }
         return JSONResponse(document, status_code=200 if good else 503)
 

@@ -26,5 +26,6 @@ def upgrade() -> None:
         sa.Column("environment", sa.String(length=16), nullable=False),
         sa.Column("sid", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("digest", sa.String(length=64), nullable=False),
+        sa.Column("at", big, nullable=False),
         sa.PrimaryKeyConstraint("environment", "sid"),
     )

@@ -1,0 +1,72 @@
+"""Traits that nobody defines: those of folders, of all active devices, of devices synced with a data source.
+
+They come, are renamed and go with what they stand for (QL-207, QL-603, RT-220). Their numbers lie far above all
+others, so that they never take one that a workspace file is about to use.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from openaudience.catalog.objects import Collection, Entry
+from openaudience.catalog.schema import AUTOMATIC_TYPES, BY_NAME, TRAIT_FIELDS
+
+FOLDER = "FOLDER_TRAIT"
+ACTIVE = "ACTIVE_AUDIENCE_TRAIT"
+SYNCED = "DATA_SOURCE_SYNCED_TRAIT"
+FIRST = 2_000_000_001
+SYSTEM_SOURCE = 0
+"""The data source of folder traits until it is changed, and of the active audience: the platform's own."""
+
+Key = tuple[str, int, int]
+"""Type, partner, and the folder or data source that it stands for."""
+
+
+def automatic(entry: Entry) -> bool:
+    """Whether an object is such a trait."""
+    return entry.kind.name == "trait" and entry.document.get("traitType") in AUTOMATIC_TYPES
+
+
+def complete(new: Collection) -> None:
+    """Makes the automatic traits what folders, data sources and partners ask for."""
+    wanted = _wanted(new)
+    traits = new.entries["trait"]
+    there = {_key(entry): number for number, entry in traits.items() if automatic(entry)}
+    for key, number in there.items():
+        if key not in wanted:
+            del traits[number]
+    for key, fields in wanted.items():
+        number = there.get(key, 0)
+        if not number:
+            number = new.take("automatic", FIRST)
+            while number in traits or number in new.entries["segment"]:
+                number = new.take("automatic", FIRST)
+            defaults = {name: field.default for name, field in TRAIT_FIELDS.items()}
+            traits[number] = Entry(BY_NAME["trait"], number, key[1], defaults | fields)
+        elif traits[number].document["name"] != fields["name"]:
+            traits[number] = traits[number].clone()
+            traits[number].document["name"] = fields["name"]
+
+
+def _wanted(new: Collection) -> dict[Key, dict[str, Any]]:
+    found: dict[Key, dict[str, Any]] = {}
+    for pid in sorted(new.entries["partner"]):
+        found[ACTIVE, pid, 0] = _fields(ACTIVE, "Active Audience", "All devices of the last 120 days", SYSTEM_SOURCE)
+    for number, source in sorted(new.entries["dataSource"].items()):
+        document = source.document
+        if source.pid and (document.get("inboundS2S") or document.get("outboundS2S")):
+            found[SYNCED, source.pid, number] = _fields(SYNCED, source.name, "All devices with an ID of it", number)
+    for number, folder in sorted(new.entries["traitFolder"].items()):
+        fields = _fields(FOLDER, f"{folder.name} Folder Trait", "Auto Created Folder Trait", SYSTEM_SOURCE)
+        found[FOLDER, folder.pid, number] = fields | {"folderId": number}
+    return found
+
+
+def _fields(kind: str, name: str, description: str, dpid: int) -> dict[str, Any]:
+    return {"traitType": kind, "name": name, "description": description, "dataSourceId": dpid, "ttl": 0}
+
+
+def _key(entry: Entry) -> Key:
+    document = entry.document
+    of = {FOLDER: "folderId", SYNCED: "dataSourceId"}.get(document["traitType"])
+    return document["traitType"], entry.pid, document[of] if of else 0
