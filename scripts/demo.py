@@ -162,6 +162,42 @@ def walk(demo: Demo) -> None:
     demo.run("sql", "SELECT sid, count(*) AS facts FROM realizations GROUP BY sid ORDER BY sid")
     demo.run("check")
 
+    send_out(demo)
+
+
+def send_out(demo: Demo) -> None:
+    """Segments over the traits, and two exports: first everybody, then what changed."""
+    demo.say("Segments over the traits, and a destination that gets them under the CRM's IDs.")
+    out = demo.folder / "out"
+    out.mkdir()
+    text = (ROOT / "examples" / "demo" / "audiences.yaml").read_text(encoding="utf-8")
+    audiences = demo.folder / "audiences.yaml"
+    audiences.write_text(text.replace("directory: OUT", f"directory: {json.dumps(str(out))}"), encoding="utf-8")
+    demo.run("workspace", "apply", audiences)
+    demo.run("segments")
+    demo.run("estimate", "201T AND NOT 202T")
+    demo.run("why", "67890:4392434426", "301")
+    demo.say("The first export holds everybody ...")
+    demo.run("export", "7301")
+    seen = exported(out, set())
+    demo.say("... the next one only what changed since: a customer returned what she had bought.")
+    change = demo.folder / "ftp_dpm_67890_1478001100.sync"
+    change.write_bytes(b"4598060374\t20\n")
+    demo.run("ingest", change)
+    demo.run("export", "7301")
+    exported(out, seen)
+    demo.run("exports", "7301")
+
+
+def exported(out: Path, seen: set[str]) -> set[str]:
+    """Shows the files of a folder that were not there before; gives the names of all."""
+    files = sorted((path for path in out.iterdir() if path.name not in seen), key=lambda path: path.suffix == ".info")
+    if not files:
+        raise SystemExit(f"error: nothing was exported to {out}")
+    for path in files:
+        print(f"\n$ cat out/{path.name}\n{path.read_text(encoding='utf-8')}", end="", flush=True)
+    return seen | {path.name for path in files}
+
 
 def drop_off(demo: Demo) -> None:
     """A file over each door of a running server, in production and beta."""

@@ -7,9 +7,11 @@
     │   │   ├── RuleError            a trait or segment rule, with code and position (QL-002)
     │   │   ├── TemplateError        a template of a file format, with position (OB-88)
     │   │   └── WorkspaceError       a workspace file, with every mistake in it (OP-31)
+    │   ├── DeliveryRefused          a file must not or cannot go to its server  exit status 3
     │   ├── UsageError               wrong command or option                     exit status 2
     │   └── SystemFailure            damaged home, wrong version, missing tool   exit status 3
     └── TransientError               worth trying again later                    exit status 3
+        ├── DeliveryFailed           a file did not get to its server
         ├── LeaseLost                another applier took over
         └── StoreUnavailable         disk full, catalog locked, store unreachable
             └── LeaseTaken           another process is changing the data now
@@ -100,6 +102,12 @@ class WorkspaceError(InputError):
         self.mistakes = tuple(mistakes)
 
 
+class DeliveryRefused(TerminalError):
+    """A file must not go to its server, or never will: a file of another run is there, the server is not the pinned
+    one, or what is configured cannot work (OB-209).
+    """
+
+
 class UsageError(TerminalError):
     """A command was called in a wrong way."""
 
@@ -108,6 +116,10 @@ class UsageError(TerminalError):
 
 class SystemFailure(TerminalError):
     """The installation itself cannot work: damaged, of another version, or a tool is missing."""
+
+
+class DeliveryFailed(TransientError):
+    """A file did not get to its server: unreachable, silent, or it refused login, path or space (OB-208)."""
 
 
 class LeaseLost(TransientError):

@@ -69,7 +69,7 @@ def test_the_command_prints_and_appends(
     )
     file = tmp_path / "benchmarks.md"
     assert bench.bench_segments("7", seed=9, append=file) == 0
-    assert "| 7 | overlaps | segments | 1.500 | 2.500 | few |" in capsys.readouterr().out
+    assert "| 7 | overlaps | segments | 1.5000 | 2.5000 | few |" in capsys.readouterr().out
     assert "seed 9" in file.read_text()
     assert bench.bench_segments("7", as_json=True) == 0
     assert json.loads(capsys.readouterr().out)[0]["seconds"] == 1.5

@@ -3,91 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import jsonschema
 import pytest
 import yaml
 from sqlalchemy import Engine
 
-from openaudience.catalog import Catalog, workspace
+from catalog.desk import DAY, EXAMPLE, KEY, NOW, SECRETS, VAULT, Desk, acme
+from openaudience.catalog import workspace
 from openaudience.catalog.migrate import ENVIRONMENTS
 from openaudience.catalog.schema import json_schema
-from openaudience.catalog.secrets import Vault
 from openaudience.config import LimitsSection
 from openaudience.errors import InputError, WorkspaceError
 from openaudience.vocabulary import GLOBAL_SOURCES, IdKind
 
-EXAMPLE = Path(__file__).parent / "example.yaml"
 SCHEMA = Path(workspace.__file__).parent / "workspace.schema.json"
-NOW = datetime(2026, 3, 2, 11, 4, 9, tzinfo=UTC)
-DAY = timedelta(days=1)
-VAULT = Vault(bytes(32))
-SECRETS = {
-    "ACME_S3_SECRET": "s3-s3cr3t",
-    "ANA_PASSWORD": "ana-s3cr3t",
-    "SHOP_ETL_SECRET": "shop-s3cr3t",
-    "ACME_DROPOFF_PASSWORD": "drop-s3cr3t",
-}
-
-
-class Desk:
-    """Applies texts to a database and keeps the clock."""
-
-    def __init__(self, engine: Engine, folder: Path) -> None:
-        self.engine = engine
-        self.folder = folder
-        self.now = NOW
-        self.limits = LimitsSection()
-        (folder / "keys").mkdir()
-        (folder / "keys" / "adpartner").write_text("private key")
-
-    def catalog(self, environment: str = "production") -> Catalog:
-        return Catalog(self.engine, environment, lambda: self.now)
-
-    def files(self, *texts: str) -> list[Path]:
-        paths = [self.folder / f"w{number}.yaml" for number in range(len(texts))]
-        for path, text in zip(paths, texts, strict=True):
-            path.write_text(text, encoding="utf-8")
-        return paths
-
-    def apply(
-        self, *texts: str, environments: tuple[str, ...] = ENVIRONMENTS, prune: bool = False, diff: bool = False
-    ) -> list[tuple[str, str, int | str, str]]:
-        act = workspace.diff if diff else workspace.apply
-        outcome = act(
-            self.engine,
-            workspace.load(self.files(*texts)),
-            self.now,
-            self.limits,
-            VAULT,
-            environments=environments,
-            prune=prune,
-            environ=SECRETS,
-        )
-        return [(change.action, change.kind, change.id, change.name) for change in outcome.changes]
-
-    def mistakes(self, *texts: str, **options: Any) -> list[str]:
-        with pytest.raises(WorkspaceError) as caught:
-            self.apply(*texts, **options)
-        return [f"{mistake.line}:{mistake.column}: {mistake.text}" for mistake in caught.value.mistakes]
-
-    def exported(self, environment: str = "production") -> Mapping[str, Any]:
-        return workspace.exported(self.engine, environment, self.now)
 
 
 @pytest.fixture
 def desk(engine: Engine, tmp_path: Path) -> Desk:
     return Desk(engine, tmp_path)
-
-
-def acme(**lists: str) -> str:
-    """A small workspace: partner 1 with the source 10, and lists in flow style."""
-    lists.setdefault("dataSources", "[{dataSourceId: 10, name: CRM}]")
-    return "partners:\n  - pid: 1\n    name: acme\n" + "".join(f"    {key}: {text}\n" for key, text in lists.items())
 
 
 def trait(fields: str) -> str:
@@ -125,7 +62,7 @@ def test_a_second_apply_changes_nothing(desk: Desk) -> None:
 def test_applying_the_export_changes_nothing_and_holds_no_secret(desk: Desk) -> None:
     desk.apply(EXAMPLE.read_text())
     text = workspace.as_yaml(dict(desk.exported()))
-    for secret in (*SECRETS.values(), "private key"):
+    for secret in (*SECRETS.values(), *KEY.splitlines()[1:-1]):
         assert secret not in text
     assert "password_env: ANA_PASSWORD" in text
     assert "privateKey_file:" in text
@@ -193,7 +130,9 @@ def test_prune_never_leaves_a_reference_without_its_object(desk: Desk) -> None:
     )
     desk.apply(full)
     without = acme(segments="[{sid: 2, name: S}]")
-    assert desk.mistakes(without, prune=True) == ["4:16: E_UNKNOWN_TRAIT: segmentRule: there is no trait 901; name an existing one"]
+    assert desk.mistakes(without, prune=True) == [
+        "4:16: E_UNKNOWN_TRAIT: segmentRule: there is no trait 901; name an existing one"
+    ]
     assert [t.sid for t in desk.catalog().traits()] == [901]
 
 
@@ -390,8 +329,9 @@ def test_switching_on_unique_codes_while_there_are_doubles_is_refused(desk: Desk
 @pytest.mark.rule("RT-209")
 def test_a_key_of_a_destination_stays_outbound(desk: Desk) -> None:
     source = "[{dataSourceId: 10, name: CRM, outboundS2S: %s}]"
-    key = "[{destinationId: 5, name: D, destinationType: S2S, dataSourceId: 10, userIdKey: 10}]"
-    desk.apply(acme(dataSources=source % "true", destinations=key))
+    key = "[{destinationId: 5, name: D, destinationType: S2S, dataSourceId: 10, userIdKey: 10, serverId: 1}]"
+    servers = "[{serverId: 1, name: S, type: LOCAL, directory: /out}]"
+    desk.apply(acme(dataSources=source % "true", destinations=key, destinationServers=servers))
     found = desk.mistakes(acme(dataSources=source % "false"))
     assert found == ["4:62: E_IN_USE: outboundS2S: destination 5 has this data source as its key"]
 

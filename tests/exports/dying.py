@@ -77,7 +77,9 @@ def serve() -> None:
             os.environ["OPENAUDIENCE_FAULT"] = request["fault"]
             status = 70
             try:
-                rows = scheduled(Path(request["home"]), Path(request["received"]), datetime.fromisoformat(request["now"]))
+                rows = scheduled(
+                    Path(request["home"]), Path(request["received"]), datetime.fromisoformat(request["now"])
+                )
                 failed = [row.error for row in rows if row.state != "delivered"]
                 print(*failed, sep="\n", file=sys.stderr)
                 status = 1 if failed else 0

@@ -121,6 +121,11 @@ class House:
                 evaluate_all(site, lease)
             yield Look(site, site.now())
 
+    def configured(self, number: int) -> Destination:
+        """A destination of the workspace as it is now."""
+        with self.look() as look:
+            return look.audiences.destinations[number]
+
     def export(self, wanted: Destination, mode: SyncMode = "iter", *, fails: bool = False, row: str = "") -> Run:
         """One run now. ``row``: the row template of a format; the default format otherwise."""
         with self.look() as look:

@@ -93,7 +93,8 @@ def test_one_row_for_each_user(tmp_path: Path) -> None:
     town.sync(52011, B=["b9"])
     town.traits(A="1", B="1,2", C="1")
     wanted = destination(mappings=(mapped(1, 3100), mapped(2, 3205)))
-    row = '<UUID>|<DP_UUID>|<DP_UUID_LIST;separator=","> <SEGMENT_LIST;separator=","> <REMOVED_SEGMENT_LIST;separator=",">'
+    lists = '<DP_UUID_LIST;separator=","> <SEGMENT_LIST;separator=","> <REMOVED_SEGMENT_LIST;separator=",">'
+    row = f"<UUID>|<DP_UUID>|{lists}"
     a, b = device("A"), device("B")
     assert town.export(wanted, row=row).rows == [f"{a}|a|a 3100 ", f"{b}|b9|b9,b1,b2 3100,3205 "]
     town.day(0.5)
@@ -149,10 +150,8 @@ def test_times_of_memberships(tmp_path: Path) -> None:
     town.day(0.25)
     town.traits(A="1,2")
     town.day(0.25)
-    row = (
-        "<SEGMENT_LIST:{s|<s.sid>@<s.lastUpdateTime>@<s.lastRealizationTime>;}>/"
-        "<REMOVED_SEGMENT_LIST:{s|<s.sid>@<s.lastUpdateTime>@<s.lastRealizationTime>;}>"
-    )
+    body = "{s|<s.sid>@<s.lastUpdateTime>@<s.lastRealizationTime>;}"
+    row = f"<DP_UUID> <SEGMENT_LIST:{body}>/<REMOVED_SEGMENT_LIST:{body}>"
     wanted = destination(mappings=(mapped(1, 3100), mapped(2, 3205)))
     later, removed = start + 21600, start + 64800
 
@@ -160,13 +159,12 @@ def test_times_of_memberships(tmp_path: Path) -> None:
         return f"{sid}@{updated}000@{realized}000;"
 
     # joined with the first realization, realized again later
-    assert town.export(wanted, row=row + "<DP_UUID>").rows == [
-        entry(3100, start, later) + entry(3205, later, later) + "/a"
-    ]
+    first = entry(3100, start, later) + entry(3205, later, later)
+    assert town.export(wanted, row=row).rows == [f"a {first}/"]
     town.day(0.25)
     town.traits(A="-1")
     town.day(0.25)
-    assert town.export(wanted, row=row + "<DP_UUID>").rows == ["/" + entry(3100, removed, later) + "a"]
+    assert town.export(wanted, row=row).rows == ["a /" + entry(3100, removed, later)]
 
 
 @pytest.mark.rule("OB-105", "QL-901")

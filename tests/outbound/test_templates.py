@@ -171,6 +171,7 @@ def test_needs_of_other_ids_are_those_of_all_tags_together() -> None:
     both = '<if(MCID)><DPUUIDS; format="dpids=2">' + two + "<endif>" + one
     assert compile_format(row_format(one + two)).needs.dpuuids == ((3, 2), (1, 5), (2, 5))
     assert compile_format(row_format(both)).needs.dpuuids == ((2, 0), (1, 5), (3, 2))
+    assert compile_format(row_format(two + '<DPUUIDS; format="dpids=2">')).needs.dpuuids == ((1, 5), (2, 0))
     rows = Batch(1, others={1: [[b"a", b"b", b"c"]], 2: [[]], 3: [['"é\\'.encode()]]})
     written = compile_format(row_format(one)).rows(RUN, rows).data.decode()
     assert written == '[["3","\\"é\\\\"],["1","a"],["1","b"]]\n'

@@ -1,4 +1,4 @@
-"""Rows by columns are the rows one by one: random templates and random batches (40 §6)."""
+"""Both ways of rendering rows give what a naive reading gives: random templates and random batches (40 §6)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from openaudience.outbound.template_columns import Columns
 from openaudience.outbound.template_parts import known_of_run, settle
 from openaudience.outbound.template_rows import render_rows
 from openaudience.outbound.templates import compile_format, default_format
+from outbound.naive_templates import naive_rows
 from outbound.template_account import RUN
 
 IDS = st.sampled_from([b"", b"a", b"crm-1", "é€".encode(), b"7C9D1A40-0B5E-4A57-9C1F-2E66D0B3A915"])
@@ -104,7 +105,7 @@ def batches(draw: st.DrawFn) -> Batch:
 @settings(max_examples=200, deadline=None)
 @given(TEMPLATES, st.lists(batches(), min_size=1, max_size=3), st.sampled_from(["", "acct"]))
 @pytest.mark.rule("OB-78", "OB-80", "OB-82", "OB-83")
-def test_columns_are_rows_one_by_one(row: str, given_batches: list[Batch], alias: str) -> None:
+def test_both_ways_give_what_a_naive_reading_gives(row: str, given_batches: list[Batch], alias: str) -> None:
     run = replace(RUN, pid_alias=alias)
     templates = compile_format(replace(default_format("S2S"), row=row))
     settled = settle(templates._row, known_of_run(run))
@@ -113,10 +114,20 @@ def test_columns_are_rows_one_by_one(row: str, given_batches: list[Batch], alias
     for batch in given_batches:
         by_rows = render_rows(settled, batch)
         by_columns = columns.render(batch)
+        assert by_rows.data == naive_rows(row, run, batch)
         assert by_columns.data == by_rows.data
         assert by_columns.ends.tolist() == by_rows.ends.tolist()
         as_chosen = templates.rows(run, batch)
         assert as_chosen.data == by_rows.data
+
+
+@settings(max_examples=100, deadline=None)
+@given(listings(), CONDITIONS, SIMPLE, batches())
+@pytest.mark.rule("OB-82", "OB-83")
+def test_rows_in_iterators_give_what_a_naive_reading_gives(inner: str, test: str, simple: str, batch: Batch) -> None:
+    row = f"<SEGMENT_LIST:{{y|<if({test} && y.alias)><y.sid>{simple}<else>{inner}<endif>}};separator=COMMA>"
+    rendered = compile_format(replace(default_format("S2S"), row=row)).rows(RUN, batch)
+    assert rendered.data == naive_rows(row, RUN, batch)
 
 
 @pytest.mark.rule("OB-105")

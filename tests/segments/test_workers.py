@@ -5,6 +5,7 @@ import random
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from pyroaring import BitMap
@@ -55,6 +56,23 @@ def test_a_killed_process_is_worth_another_try() -> None:
 
     with pytest.raises(TransientError, match="ended from outside"):
         list(workers.side_by_side([1, 2], 2, killed))
+
+
+def test_handlers_of_signals_stay_here() -> None:
+    def handlers(keys: Sequence[int]) -> Iterator[bool]:
+        yield signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    try:
+        assert list(workers.side_by_side([1, 2], 2, handlers)) == [True, True]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_work_may_be_asked_for_from_a_thread() -> None:
+    with ThreadPoolExecutor(1) as beside:
+        found = beside.submit(lambda: sorted(workers.side_by_side([1, 2, 3], 2, squares))).result()
+    assert found == [(1, 1), (2, 4), (3, 9)]
 
 
 def test_nobody_is_left_over_when_the_reader_goes_away() -> None:

@@ -256,7 +256,7 @@ class _Size:
         sample = range(min(SAMPLE, self._plan.segments))
         wanted = {*range(self._plan.overlaps), *(trait for sid in sample for trait in self._five[sid])}
         connection = duckdb.connect()
-        connection.execute("SET threads = 2")
+        connection.execute("SET threads = 2; SET enable_progress_bar = false")
         connection.execute("CREATE TABLE facts (trait UINTEGER, profile UINTEGER)")
         self._say(f"{self._profiles:,} profiles: DuckDB, loading {len(wanted)} traits")
         for trait in sorted(wanted):
@@ -312,7 +312,7 @@ def table(results: Sequence[Measure]) -> str:
         "| ---: | --- | --- | ---: | ---: | --- |",
     ]
     for one in results:
-        times = ["" if time is None else f"{time:.3f}" for time in (one.seconds, one.processor)]
+        times = ["" if taken is None else f"{taken:.4f}" for taken in (one.seconds, one.processor)]
         lines.append(f"| {one.profiles:,} | {one.question} | {one.runner} | {' | '.join(times)} | {one.about} |")
     return "\n".join(lines) + "\n"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from openaudience.catalog.audience_checks import check_audiences
 from openaudience.catalog.automatic import FOLDER, automatic
 from openaudience.catalog.document import Node, locate
 from openaudience.catalog.mapping_states import State
@@ -81,6 +82,7 @@ def check(plan: Planner, limits: LimitsSection, warnings: list[Mistake]) -> None
         _codes(plan, name, switch)
     for name in FOLDER_TREES:
         _folders(plan, name, limits.folder_depth)
+    check_audiences(plan, limits, warnings)
     _limits(plan, limits)
 
 

@@ -400,8 +400,8 @@ def export(
     return exporting.export(context.obj, destination, full)
 
 
-@app.command()
-def exports(
+@app.command("exports")
+def exports_history(
     context: typer.Context,
     destination: Annotated[str | None, typer.Argument(help="Number or name; default: all.", show_default=False)] = None,
     first: Annotated[str | None, typer.Option("--from", metavar="DATE", help="First UTC day.")] = None,

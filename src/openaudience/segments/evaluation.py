@@ -191,6 +191,10 @@ class Evaluation:
         self, number: int, keys: list[int], held: Held, namespaces: Iterable[int], processes: int | None
     ) -> Iterator[Change]:
         over = self._over(number)
+        for plane in over:
+            for namespace in plane.ways:
+                # What is compiled on first use is compiled here: a forked process might wait for the compiler for ever.
+                plane.members_of(plane.units_of(namespace, BitMap()))
         while keys:
             ready = _Ready()
             count = self._make_ready(ready, over, keys)

@@ -13,7 +13,8 @@ counts for a unit when it is alive in one profile of the set, so algebra comes a
 - M3 has none: files and batch runs never change its members (QL-1017).
 
 A customer that is linked to devices but is the last authenticated one of none is in no set of M4 … M6. External graphs
-cannot be imported, so M2 and M6 see clusters of one device. Last authenticated is the newest mapping (RT-310): mappings
+cannot be imported, so M2 and M6 see clusters of one device. The cap of 100 devices (QL-1016) never cuts with M5, as a
+customer has no more (RT-306). Last authenticated is the newest mapping (RT-310): mappings
 by file have no state.
 """
 
@@ -32,10 +33,9 @@ from openaudience.catalog.audiences import MergeRule
 from openaudience.identity.mappings import LinkIndex, layer_of
 from openaudience.segments.model import Links, Members
 from openaudience.segments.ordinals import bitmap_of, ordinals_of
+from openaudience.segments.relations import Side
 
 DEVICES = 0
-MOST_DEVICES = 100
-"""Devices of a merged set (QL-1016). M5 keeps to it by itself: a customer has no more (RT-306)."""
 
 Ordinals: TypeAlias = NDArray[Any]
 
@@ -88,6 +88,24 @@ class _Own:
 
 
 @dataclass(frozen=True, slots=True)
+class _Tied:
+    """As ``_Linked``, for all profiles at once."""
+
+    to_units: Side
+    to_profiles: Side
+    reach: None = None
+
+    def units(self, profiles: BitMap) -> BitMap:
+        return self.to_units.reached(profiles)
+
+    def profiles(self, units: BitMap) -> BitMap:
+        return self.to_profiles.reached(units)
+
+    def spread(self, ordinals: Ordinals) -> tuple[Ordinals, Ordinals]:
+        return self.to_units.spread(ordinals)
+
+
+@dataclass(frozen=True, slots=True)
 class _Linked:
     """Profiles are tied to units by pairs. ``units_are``: the side of the pairs that the units are."""
 
@@ -134,7 +152,9 @@ def planes(rule: MergeRule, links: Links, scope: Scope | None = None) -> list[Pl
             return [Plane({DEVICES: _Own(units[0])})]
         case "last":
             ways: dict[int, Way] = {DEVICES: _Own(units[0])}
-            ways.update((dpid, _last(links(dpid, DEVICES), units[0], "devices")) for dpid in rule.sources)
+            for dpid in rule.sources:
+                pairs = _last(links(dpid, DEVICES), units[0], "devices")
+                ways[dpid] = _tie(pairs, "devices", everybody=scope is None)
             alone = [
                 Plane({dpid: _Own(some, _mapped_customers(links(dpid, DEVICES), some))})
                 for dpid, some in zip(rule.sources, units[1:], strict=True)
@@ -143,10 +163,11 @@ def planes(rule: MergeRule, links: Links, scope: Scope | None = None) -> list[Pl
         case "clusters":
             (dpid,) = rule.sources
             index = links(dpid, DEVICES)
-            last = _last(index, units[0], "customers")
-            passed_over = _mapped_customers(index, units[0]) - bitmap_of(last.pairs.mapped_customers())
+            pairs = _last(index, units[0], "customers")
+            passed_over = _mapped_customers(index, units[0]) - bitmap_of(pairs[0])
+            joined = _tie(pairs, "customers", everybody=scope is None)
             return [
-                Plane({dpid: _Own(units[0], passed_over), DEVICES: last}),
+                Plane({dpid: _Own(units[0], passed_over), DEVICES: joined}),
                 Plane({DEVICES: _Own(units[1], _mapped_devices(index, units[1]))}),
             ]
         case "mapped":
@@ -189,8 +210,8 @@ def touched(rule: MergeRule, before: Links, after: Links, profiles: Members) -> 
         case "clusters":
             (dpid,) = rule.sources
             units = customers[dpid], first[DEVICES]
-            joined = _last(after(dpid, DEVICES), units[0], "customers").profiles(units[0])
-            return Scope(units, {DEVICES: first[DEVICES] | joined, dpid: units[0]})
+            _, joined = _last(after(dpid, DEVICES), units[0], "customers")
+            return Scope(units, {DEVICES: first[DEVICES] | bitmap_of(joined), dpid: units[0]})
         case "mapped":
             third = _near(second, indexes)
             return Scope(tuple(third[dpid] for dpid in rule.sources), customers)
@@ -228,23 +249,31 @@ def _distinct(one: LinkIndex, other: LinkIndex) -> tuple[LinkIndex, ...]:
     return (one,) if one is other else (one, other)
 
 
-def _last(index: LinkIndex, units: BitMap | None, units_are: str) -> _Linked:
-    """Devices with their last authenticated customers: all, or those of some units."""
+def _last(index: LinkIndex, units: BitMap | None, units_are: str) -> tuple[Ordinals, Ordinals]:
+    """Pairs of customer and device that are last authenticated: all, or those of some units."""
     if units is None:
         devices = index.mapped_devices()
-    elif units_are == "devices":
+        return index.newest_customers(devices), devices
+    if units_are == "devices":
         devices = ordinals_of(units)
     else:
         devices = ordinals_of(bitmap_of(index.devices(ordinals_of(units))[1]))
     customers = index.newest_customers(devices)
     there = customers >= 0
-    if units is not None and units_are == "customers":
+    if units_are == "customers":
         there &= np.isin(customers, ordinals_of(units))
-    pairs = _pairs(customers[there], devices[there])
-    if units is None:
-        return _Linked(pairs, units_are)
-    ends = pairs.mapped_customers() if units_are == "devices" else pairs.mapped_devices()
-    return _Linked(pairs, units_are, bitmap_of(ends))
+    return customers[there], devices[there]
+
+
+def _tie(pairs: tuple[Ordinals, Ordinals], units_are: str, *, everybody: bool) -> Way:
+    """The way of customers (or, if they are the units, of devices) by pairs of both."""
+    if everybody:
+        customers, devices = pairs
+        devices_of, customers_of = Side(customers, devices), Side(devices, customers)
+        return _Tied(devices_of, customers_of) if units_are == "devices" else _Tied(customers_of, devices_of)
+    index = _pairs(*pairs)
+    ends = index.mapped_customers() if units_are == "devices" else index.mapped_devices()
+    return _Linked(index, units_are, bitmap_of(ends))
 
 
 def _mapped_customers(index: LinkIndex, units: BitMap | None) -> BitMap:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -38,7 +39,7 @@ def side_by_side(keys: Sequence[int], processes: int, work: Work[T]) -> Iterator
     finally:
         for process, reader in started:
             reader.close()
-            process.terminate()
+            process.kill()
             process.join()
 
 
@@ -58,6 +59,10 @@ def _send(work: Work[T], keys: Sequence[int], writer: Connection, readers: list[
     """In the new process. Messages are lists of results, at the end None or an exception."""
     # Finalisers of what the other process left behind are not this one's business: they may delete its files.
     gc.disable()
+    # Nor are its signal handlers.
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # When no reader is left writing fails: a process does not outlive the one that asked.
     for reader in readers:
         reader.close()
