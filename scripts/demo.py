@@ -182,10 +182,13 @@ def send_out(demo: Demo) -> None:
     seen = exported(out, set())
     demo.say("... the next one only what changed since: a customer returned what she had bought.")
     change = demo.folder / "ftp_dpm_67890_1478001100.sync"
-    change.write_bytes(b"4598060374\t20\n")
+    change.write_bytes(b"2351382994\t20\n")
     demo.run("ingest", change)
     demo.run("export", "7301")
     exported(out, seen)
+    (changes,) = [path for path in out.iterdir() if path.name not in seen and path.suffix == ".sync"]
+    if changes.read_bytes() != b"2351382994  301\n":
+        raise SystemExit(f"error: {changes.name} does not say that just this customer left the segment")
     demo.run("exports", "7301")
 
 

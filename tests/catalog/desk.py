@@ -39,7 +39,7 @@ class Desk:
         self.folder = folder
         self.now = NOW
         self.limits = LimitsSection()
-        (folder / "keys").mkdir()
+        (folder / "keys").mkdir(exist_ok=True)
         (folder / "keys" / "adpartner").write_text(KEY)
 
     def catalog(self, environment: str = "production") -> Catalog:
@@ -71,6 +71,13 @@ class Desk:
         with pytest.raises(WorkspaceError) as caught:
             self.apply(*texts, **options)
         return [f"{mistake.line}:{mistake.column}: {mistake.text}" for mistake in caught.value.mistakes]
+
+    def warnings(self, text: str) -> list[str]:
+        """What applying a text would warn of."""
+        found = workspace.diff(
+            self.engine, workspace.load(self.files(text)), self.now, self.limits, VAULT, environ=SECRETS
+        )
+        return [warning.text for warning in found.warnings]
 
     def audiences(self) -> Audiences:
         catalog = self.catalog()

@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from exports.house import House, content, destination, mapped
+from exports.house import House, content, destination, mapped, monkeypatch_format
 from openaudience.catalog.audiences import Destination, Mapped
 from openaudience.exports.generation import generate
 from oracle.generators import COOKIE, HOMES, IDFA, PEOPLE, SECOND_COOKIE, Step
@@ -23,8 +23,9 @@ KEYS = (COOKIE, SECOND_COOKIE, PEOPLE, HOMES, IDFA)
 DEVICES = [digit * 38 for digit in "123456"]
 DISTANCES = [timedelta(minutes=10), timedelta(hours=7), timedelta(days=1), timedelta(days=2)]
 TRAITS = {COOKIE: [501, 502, 503, 504], PEOPLE: [511, 512, 513]}
+BY_USER = '<UUID> <SEGMENT_LIST;separator=","> <REMOVED_SEGMENT_LIST;separator=",">'
 Pair = tuple[str, int]
-"""An exported ID with the sid of a segment."""
+"""An exported ID (of a user, the device) with the sid of a segment."""
 
 
 def workspace() -> dict[str, Any]:
@@ -63,22 +64,14 @@ def exported(model: Model, key: int, profile: Profile, segment: Segment) -> Iter
     yield from (daid[1] for daid, other in state.daids.items() if other == name and daid[0] == key)
 
 
-def current(model: Model, key: int, segments: list[Segment], now: datetime) -> set[Pair]:
-    """P of 40 §5."""
-    return {
-        (text, segment.sid)
-        for segment in segments
-        for profile in members(model, segment, now)
-        for text in exported(model, key, profile, segment)
-    }
-
-
 @dataclass
 class Recipient:
-    """A destination and what its recipient believes."""
+    """A destination and what its recipient believes. ``by_user``: the format has one row per user (OB-87)."""
 
     key: int
     number: int
+    by_user: bool = False
+    ids: dict[str, set[str]] = field(default_factory=dict)
     maps: dict[int, Mapped] = field(default_factory=dict)
     believed: set[Pair] = field(default_factory=set)
     baseline: Path | None = None
@@ -86,8 +79,32 @@ class Recipient:
     @property
     def destination(self) -> Destination:
         return destination(
-            self.number, pid=1001, user_id_key=self.key, target=self.key, mappings=tuple(self.maps.values())
+            self.number,
+            pid=1001,
+            user_id_key=self.key,
+            target=self.key,
+            mappings=tuple(self.maps.values()),
+            format=1 if self.by_user else None,
         )
+
+
+def current(model: Model, recipient: Recipient, segments: list[Segment], now: datetime) -> set[Pair]:
+    """P of 40 §5; by-user formats name devices."""
+    return {
+        (profile[2] if recipient.by_user else text, segment.sid)
+        for segment in segments
+        for profile in members(model, segment, now)
+        for text in exported(model, recipient.key, profile, segment)
+    }
+
+
+def ids_of(model: Model, key: int) -> dict[str, set[str]]:
+    """By device its IDs in a data source."""
+    found: dict[str, set[str]] = {}
+    for customer, name in model.state.links:
+        if customer[0] == key:
+            found.setdefault(name, set()).add(customer[1])
+    return found
 
 
 class Story:
@@ -111,7 +128,8 @@ class Story:
         self._runs = 0
         self.told = 0
         self.taken = 0
-        self.recipients = [Recipient(key, 7000 + number) for number, key in enumerate(self.rng.sample(KEYS, 3))]
+        self.recipients = [Recipient(key, 7000 + number) for number, key in enumerate(self.rng.sample(KEYS, 2))]
+        self.recipients.append(Recipient(self.rng.choice([COOKIE, SECOND_COOKIE]), 7002, by_user=True))
         for recipient in self.recipients:
             for segment in self.segments[1:]:
                 self._map(recipient, segment.sid)
@@ -199,9 +217,10 @@ class Story:
 
     def _export(self) -> Iterator[str]:
         with self.house.look() as look:
+            monkeypatch_format(look, {"fileName": "out", "row": BY_USER})
             for recipient in self.recipients:
                 live = [one for one in self.segments if one.sid in recipient.maps and one.sid not in self.paused]
-                wanted = current(self.model.model, recipient.key, live, self.model.now)
+                wanted = current(self.model.model, recipient, live, self.model.now)
                 frozen = {pair for pair in recipient.believed if pair[1] in self.paused}
                 self._runs += 1
                 folder = self.house.folder / "runs" / str(self._runs)
@@ -210,13 +229,20 @@ class Story:
                 added, removed = read(content(made))
                 self.told, self.taken = self.told + len(added), self.taken + len(removed)
                 where = f"key {recipient.key}:"
-                if again := added & recipient.believed:
+                ids = ids_of(self.model.model, recipient.key)
+                gained = {
+                    name for name, some in ids.items() if recipient.by_user and some - recipient.ids.get(name, set())
+                }
+                again = {pair for pair in added & recipient.believed if pair[0] not in gained}
+                if missing := {pair for pair in wanted - added if pair[0] in gained}:
+                    yield f"{where} users who gained an ID are not told whole: {sorted(missing)[:5]}"
+                if again:
                     yield f"{where} told again {sorted(again)[:5]}"
                 if strange := removed - recipient.believed:
                     yield f"{where} removed what was never told {sorted(strange)[:5]}"
                 if self.rng.random() < 0.2:
                     continue  # the delivery failed: the recipient saw nothing, the next run says it all (OB-77)
-                recipient.baseline = made.baseline
+                recipient.baseline, recipient.ids = made.baseline, ids
                 recipient.believed = (recipient.believed | added) - removed
                 if recipient.believed != wanted | frozen:
                     more, less = recipient.believed - wanted - frozen, (wanted | frozen) - recipient.believed

@@ -241,6 +241,23 @@ def test_active_users_in_full_runs(tmp_path: Path) -> None:
         assert len(town.export(wanted, "iter", fails=True).rows) in (0, 3)
 
 
+@pytest.mark.rule("OB-04", "OB-72", "OB-87")
+def test_pairs_of_customers_and_of_users(tmp_path: Path) -> None:
+    house = House(tmp_path, linked())
+    house.drop("adobe_id_0_52030_1700000001.sync", [f"{U2}\tcust-1", f"{U1}\tcust-2", f"{U1}\tcust-1"])
+    house.drop("adobe_id_0_52012_1700000002.sync", [f"{U1}\tm1", f"{U1}\tm0", f"{U2}\tm2"])
+    customers = destination(7301, type="BULK_ID", user_id_key=52030)
+    assert house.export(customers).rows == [f"{U1}\tcust-1", f"{U1}\tcust-2", f"{U2}\tcust-1"]
+    users = destination(7302, type="BULK_ID", user_id_key=52012)
+    row = '<UUID> <DP_UUID_LIST;separator=",">'
+    assert house.export(users, row=row).rows == [f"{U1} m0,m1", f"{U2} m2"]
+    house.now += timedelta(hours=1)
+    house.drop("adobe_id_0_52012_1700000003.sync", [f"{U2}\tm3"])
+    house.drop("adobe_id_0_52030_1700000004.sync", [f"{U2}\tcust-1"])
+    assert house.export(users, row=row).rows == [f"{U2} m3,m2"]
+    assert house.export(customers).rows == []
+
+
 @pytest.mark.rule("RT-216")
 def test_hashed_emails(tmp_path: Path) -> None:
     sources = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -81,9 +82,15 @@ def test_transpose(plain: Plain, ids: list[int], data: st.DataObject, bounds: tu
 
 def test_transpose_at_the_edges_of_ordinals() -> None:
     plain = {7: {0, 5, 1 << 24, (1 << 32) - 1}, 8: {(1 << 32) - 1, (1 << 32) - 2}}
-    for ids in ([(1 << 32) - 1, 0, 1 << 24, 9], [0, 1 << 24, (1 << 32) - 2, (1 << 32) - 1]):
-        found = rows(transpose(bitmaps(plain), np.array(ids, np.uint32)))
-        assert found == naive_transpose(plain, ids, [7, 8])
+    tracemalloc.start()
+    try:
+        for ids in ([(1 << 32) - 1, 0, 1 << 24, 9], [0, 1 << 24, (1 << 32) - 2, (1 << 32) - 1]):
+            found = rows(transpose(bitmaps(plain), np.array(ids, np.uint32)))
+            assert found == naive_transpose(plain, ids, [7, 8])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1 << 28, "memory is for the IDs asked for, not for all between them"
 
 
 def test_transpose_refuses_what_it_would_lose() -> None:

@@ -52,6 +52,7 @@ def test_name(case: Case, tmp_path: Path) -> None:
     assert files.file_name(case.part) == case.output
 
 
+@pytest.mark.rule("OB-340")
 @pytest.mark.parametrize("case", golden("header"))
 def test_header(case: Case) -> None:
     assert compile_format(case.format).header(case.run).decode() == case.output

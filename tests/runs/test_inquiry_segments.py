@@ -46,7 +46,7 @@ WORKSPACE: dict[str, Any] = {
             "pid": 900,
             "name": "acme",
             "dataSources": [
-                {"dataSourceId": 22, "name": "Site", "idType": "COOKIE"},
+                {"dataSourceId": 22, "name": "Site", "idType": "COOKIE", "outboundS2S": True},
                 {
                     "dataSourceId": 60,
                     "name": "Household",
@@ -75,6 +75,7 @@ WORKSPACE: dict[str, Any] = {
                 segment(408, "11T OR 12T", 8807),
                 segment(410, "12T AND NOT 13T", 8801),
             ],
+            "destinationServers": [{"serverId": 1, "name": "Disk", "type": "LOCAL", "directory": "/exports"}],
             "destinations": [
                 {
                     "destinationId": 5000,
@@ -82,6 +83,7 @@ WORKSPACE: dict[str, Any] = {
                     "destinationType": "S2S",
                     "dataSourceId": 22,
                     "userIdKey": 22,
+                    "serverId": 1,
                     "mappings": [{"sid": 410, "traitType": "SEGMENT", "mappingId": 1, "startDate": "2026-03-01"}],
                 }
             ],
@@ -126,7 +128,7 @@ def test_segments_are_listed_with_live_populations(product: Product) -> None:
         408: (0, 3),
         410: (2, 0),
     }
-    assert list(documents[0])[0] == "sid"
+    assert next(iter(documents[0])) == "sid"
     assert documents[0]["segmentRule"] == "11T AND 12T AND 13T"
     shown = product.run("segments")
     assert "           4 devices             2 customers  Segment 405" in shown

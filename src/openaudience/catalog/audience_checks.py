@@ -369,9 +369,11 @@ def _server(plan: Planner, given: Given) -> None:
     if not secrets and not _news(given, *(set(given.entry.document) - {"name"})):
         return
     for field, text in check_server(given.entry.document, secrets):
-        ways = (field, f"{field}_env", f"{field}_file")
-        node = next((given.node.value[way] for way in ways if way in given.node.value), given.node)
-        plan.report(node, f"{field}: {text}" if not text.startswith("is missing") else f"{field} {text}")
+        written = [given.node.value[way] for way in (field, f"{field}_env", f"{field}_file") if way in given.node.value]
+        lacking = text.startswith("is missing")
+        # a secret that the file names but that could not be read is reported already
+        if not (lacking and written and written[0].value is not None and field in given.kind.secrets):
+            plan.report(written[0] if written else given.node, f"{field} {text}" if lacking else f"{field}: {text}")
 
 
 def _format(plan: Planner, given: Given, warnings: list[Mistake]) -> None:

@@ -516,7 +516,7 @@ def bench_ingest(
     options: Options = context.obj
     if segments:
         return benching.bench_segments(
-            *(() if sizes is None else (sizes,)), runs=runs, seed=seed, append=append, as_json=options.as_json
+            sizes or benching.PROFILES, runs=runs, seed=seed, append=append, as_json=options.as_json
         )
     chosen = {
         name: value for name, value in (("sizes", sizes), ("peers", peers), ("forms", forms)) if value is not None

@@ -12,6 +12,8 @@ from openaudience.bench import generator, harness, segments
 from openaudience.clock import system_clock
 from openaudience.errors import UsageError
 
+PROFILES = "1000000,10000000"
+
 
 def bench(
     sizes: str = "1,4,16",
@@ -47,7 +49,7 @@ def bench(
 
 
 def bench_segments(
-    profiles: str = "1000000,10000000",
+    profiles: str = PROFILES,
     runs: int = 3,
     seed: int = 2026,
     append: Path | None = None,

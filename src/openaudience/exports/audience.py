@@ -148,8 +148,7 @@ class Audience:
 
     def _exported(self, users: BitMap) -> BitMap:
         """The exported ordinals of users."""
-        users = self.key.addressable(self._users(users))
-        exported = self.key.exported(users)
+        exported = self.key.exported(self._users(users))
         return self._hashes(exported) if self.key.namespace == self.key.dpid else exported
 
     def _users(self, users: BitMap) -> BitMap:
@@ -197,8 +196,6 @@ class Audience:
     def kept(self, baseline: Baseline, started: int) -> Baseline:
         """A baseline without elements mapped, or active again, since its run started (UTC ms; OB-33, OB-67)."""
         since = {mapped.mapping: mapped.since * 1000 for mapped in self.destination.mappings}
-        if self.destination.type == "BULK_SEGMENT":
-            since = {}
         fresh = {number for number, at in since.items() if at > started}
         return Baseline(
             {number: baseline.segments[number] for number in baseline.segments if number not in fresh},

@@ -75,18 +75,14 @@ class Key:
     # ---- users → exported ordinals ---------------------------------------------------------------------------
 
     def exported(self, users: BitMap) -> BitMap:
-        """The exported ordinals of users: all their IDs (OB-52, OB-53); themselves in by-user formats."""
+        """The exported ordinals of users: all their IDs (OB-52, OB-53); in by-user formats the users with one (OB-51)."""
+        if self.form == "ecid" and self.organisation is None:
+            return BitMap()
         if self.form != "linked":
             return users
         if self._fan is None:
             self._fan = _Fan(self.links, self.look.world.count(DEVICES), self.look.world.count(self.dpid))
         return users & self._fan.mapped if self.by_user else self._fan.out(users)
-
-    def addressable(self, users: BitMap) -> BitMap:
-        """The users that have an ID of the key at all (OB-51)."""
-        if self.form == "linked":
-            return users & bitmap(self.links.mapped_devices())
-        return BitMap() if self.form == "ecid" and self.organisation is None else users
 
     def pairs(self, users: BitMap) -> NDArray[np.uint64]:
         """All pairs of a device and an ID as device << 32 | ID, ascending, of the given devices (OB-04)."""

@@ -54,24 +54,25 @@ def _shared(rows: Sequence[BitMap], columns: Sequence[BitMap]) -> NDArray[np.int
     if len(rows) * len(columns) <= FEW:
         return np.array([[one.intersection_cardinality(other) for other in columns] for one in rows], np.int64)
     ends = (max((one.max() + 1 for one in many if one), default=0) for many in (rows, columns))
-    begins = range(0, min(ends), RANGE)
+    end = min(ends)
     total = np.zeros((len(rows), len(columns)), np.int64)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for part in pool.map(lambda begin: _within(rows, columns, begin), begins):
+        for part in pool.map(lambda begin: _within(rows, columns, begin, end), range(0, end, RANGE)):
             total += part
     return total
 
 
-def _within(rows: Sequence[BitMap], columns: Sequence[BitMap], begin: int) -> NDArray[np.int64]:
-    """The shares within one range of ordinals."""
-    here = BitMap(range(begin, begin + RANGE))
+def _within(rows: Sequence[BitMap], columns: Sequence[BitMap], begin: int, end: int) -> NDArray[np.int64]:
+    """The shares within the range of ordinals at ``begin``; none is looked for from ``end`` on."""
+    here = BitMap(range(begin, min(begin + RANGE, end)))
+    words = (len(here) + 63) // 64
     found = np.zeros((len(rows), len(columns)), np.int64)
-    _count(_laid_out(rows, here), _laid_out(columns, here), found)
+    _count(_laid_out(rows, here, words), _laid_out(columns, here, words), found)
     return found
 
 
-def _laid_out(sets: Sequence[BitMap], here: BitMap) -> NDArray[np.uint64]:
-    bits = np.zeros((len(sets), RANGE // 64), np.uint64)
+def _laid_out(sets: Sequence[BitMap], here: BitMap, words: int) -> NDArray[np.uint64]:
+    bits = np.zeros((len(sets), words), np.uint64)
     for row, one in zip(bits, sets, strict=True):
         _mark(ordinals_of(one & here), row)
     return bits

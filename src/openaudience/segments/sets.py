@@ -14,8 +14,7 @@ counts for a unit when it is alive in one profile of the set, so algebra comes a
 
 A customer that is linked to devices but is the last authenticated one of none is in no set of M4 … M6. External graphs
 cannot be imported, so M2 and M6 see clusters of one device. The cap of 100 devices (QL-1016) never cuts with M5, as a
-customer has no more (RT-306). Last authenticated is the newest mapping (RT-310): mappings
-by file have no state.
+customer has no more (RT-306). Last authenticated is the newest mapping (RT-310): mappings by file have no state.
 """
 
 from __future__ import annotations
