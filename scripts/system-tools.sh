@@ -1,7 +1,7 @@
 #!/bin/sh
-# Installs what the tests use beside Python: gpg, a PostgreSQL server, the programs that senders use, and a stand-in for
-# Amazon's queues. Where that takes rights or a package manager that are not here, it says so, and the tests concerned
-# are skipped by name.
+# Installs what the tests use beside Python: gpg, a PostgreSQL server, the programs that senders use, servers that files
+# are delivered to, and a stand-in for Amazon's queues. Where that takes rights or a package manager that are not here,
+# it says so, and the tests concerned are skipped by name.
 set -eu
 cd "$(dirname "$0")/.."
 # The stand-in wants other versions of what the product uses: it gets an environment of its own.
@@ -19,6 +19,8 @@ command -v gpg >/dev/null || missing="$missing gnupg"
 command -v curl >/dev/null || missing="$missing curl"
 command -v lftp >/dev/null || missing="$missing lftp"
 command -v sftp >/dev/null || missing="$missing openssh-client"
+command -v sshd >/dev/null || [ -x /usr/sbin/sshd ] || missing="$missing openssh-server"
+command -v vsftpd >/dev/null || [ -x /usr/sbin/vsftpd ] || missing="$missing vsftpd"
 if ! command -v initdb >/dev/null && ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then
     missing="$missing postgresql"
 fi
@@ -27,7 +29,7 @@ if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
     echo "note: not installed here:$missing; the tests that need them are skipped" >&2
     exit 0
 fi
-# A freshly installed database server must not start by itself: the tests start their own.
+# Freshly installed servers must not start by themselves: the tests start their own.
 policy=/usr/sbin/policy-rc.d
 made=
 if [ ! -e "$policy" ]; then

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from openaudience.errors import InputError, StoreUnavailable
+from openaudience.errors import DeliveryFailed, DeliveryRefused
 from openaudience.runs import faults
 from openaudience.runs.site import Site
 
@@ -52,8 +52,8 @@ class Receiver:
         target = self.folder / name
         if target.exists():
             same = hashlib.md5(target.read_bytes()).digest() == hashlib.md5(path.read_bytes()).digest()
-            if not (again and same) and owners.get(name) != run:
-                raise InputError(f"{name} exists already")
+            if not (again and same and owners.get(name) == run):
+                raise DeliveryRefused(f"{name} exists already")
         else:
             # whose it is stands there before it does: as metadata of an object, both come at once
             self._owners.write_text(json.dumps({**owners, name: run}))
@@ -107,7 +107,7 @@ def failing(part: str, times: int = 10**6) -> Callable[[str], None]:
     def trouble(name: str) -> None:
         if part in name and left[0] > 0:
             left[0] -= 1
-            raise StoreUnavailable("the server hung up")
+            raise DeliveryFailed("the server hung up")
 
     return trouble
 

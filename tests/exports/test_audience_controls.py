@@ -26,7 +26,7 @@ def controlled(labels: list[str], *, type: str = "S2S", **fields: Any) -> dict[s
         {"sid": 3100, "name": "A", "dataSourceId": 641, "segmentRule": "8001T"},
         {"sid": 3205, "name": "B", "dataSourceId": 640, "segmentRule": "8200T"},
     ]
-    servers = [{"serverId": 1, "name": "Here", "type": "LOCAL", "directory": "out"}]
+    servers = [{"serverId": 1, "name": "Here", "type": "LOCAL", "directory": "/out"}]
     target = {
         "destinationId": 7301,
         "name": "Recipient",

@@ -241,6 +241,30 @@ def test_active_users_in_full_runs(tmp_path: Path) -> None:
         assert len(town.export(wanted, "iter", fails=True).rows) in (0, 3)
 
 
+@pytest.mark.rule("OB-73", "OB-107", "QL-007")
+def test_what_other_partners_know_of_a_device(tmp_path: Path) -> None:
+    document = people()
+    other = {
+        "pid": 1511,
+        "name": "rival",
+        "dataSources": [{"dataSourceId": 60011, "name": "Theirs", "idType": "COOKIE"}],
+        "traits": [onboarded(9001, 60011)],
+    }
+    document["partners"].append(other)
+    town = Town(tmp_path, document, "AB")
+    town.sync(52011, A=["a"], B=["b"])
+    town.traits(A="1", B="1")
+    town.day(8)
+    town.sync(60011, A=["theirs"])
+    town.drop("ftp_dpm_60011_1700000900.sync", ["theirs\td_sid=9001"])
+    row = '<DP_UUID><DPUUIDS; format="dpids=60011|format=json">'
+    for sync_type, rows in (("customer", []), ("platform", ["a[]"])):
+        wanted = destination(7301, sync_type=sync_type, lookback=1, mappings=(mapped(1, 3100),))
+        assert town.export(wanted, "full", row=row).rows == rows
+    everything = destination(7302, type="BULK_TRAIT", in_file_sources=(52012, 60011))
+    assert town.export(everything).rows == ["a 1", "b 1"]
+
+
 @pytest.mark.rule("OB-04", "OB-72", "OB-87")
 def test_pairs_of_customers_and_of_users(tmp_path: Path) -> None:
     house = House(tmp_path, linked())

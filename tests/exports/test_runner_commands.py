@@ -156,3 +156,15 @@ def test_a_schedule_begins_when_it_is_applied(desk: Desk) -> None:
     desk.apply({}, {"incrementalSchedule": "24h"})
     desk.office.at(11, 9)
     assert json.dumps([row.destination for row in desk.office.scheduled()]) == "[7301, 7302]"
+
+
+@pytest.mark.rule("OP-22", "OB-67")
+def test_a_backup_knows_what_recipients_have(desk: Desk, tmp_path: Path) -> None:
+    desk.json("export", "7301")
+    desk.text("backup", str(tmp_path / "backup"))
+    desk.product.home = tmp_path / "restored"
+    desk.text("restore", str(tmp_path / "backup"))
+    desk.office.gain("c")
+    desk.office.at(10)
+    desk.json("export", "7301")
+    assert (desk.out[0] / "7301_iter_1710079200000.sync").read_text() == "c1 3100 \n"

@@ -113,8 +113,10 @@ class Product:
         return document
 
     def populations(self) -> dict[int, dict[str, int]]:
+        """Of the traits that are defined; the platform makes more, of folders and of devices, by itself."""
+        kinds = ("RULE_BASED_TRAIT", "ON_BOARDED_TRAIT", "ALGO_TRAIT")
         documents = self.json("traits")
-        return {document["sid"]: document["population"] for document in documents}
+        return {one["sid"]: one["population"] for one in documents if one["traitType"] in kinds}
 
     def synced(self, dpid: int) -> int:
         for document in self.json("datasources"):

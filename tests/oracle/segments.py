@@ -145,7 +145,8 @@ def _sets(model: Model, merge: MergeRule, held: dict[Profile, set[int]]) -> list
     if merge.kind == "M1":
         return [({("device", 0, name)}, {("device", 0, name)}) for name in devices]
     if merge.kind == "M7":
-        return [({one} | _mapped(model, one, merge.sources), {one}) for one in _known_customers(model, held, merge)]
+        together = [{one} | _mapped(model, one, merge.sources) for one in _known_customers(model, held, merge)]
+        return [(some, some) for some in together]
     last = {name: _last(links, name, merge.sources) for name in devices}
     linked = {("customer", *customer) for customer, _ in links}
     alone = [({one}, {one}) for one in customers if one not in linked]

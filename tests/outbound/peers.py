@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,9 @@ HASTY = Timeouts(connect=0.4, idle=0.4)
 FTP_PASSWORD = "open-sesame-17"
 STARTING_SECONDS = 20.0
 
+Make = Callable[[], AbstractContextManager["Peer"]]
+"""Starts a server that ends with the block."""
+
 
 @dataclass
 class Peer:
@@ -46,6 +49,9 @@ class Peer:
     plant: Callable[[str, bytes], object]
     root: Path | None = None
     log: Callable[[], str] = field(default=lambda: "")
+    stop: Callable[[], object] = field(default=lambda: None)
+    certificate: Path | None = None
+    client: Any = None
 
     def open(self, timeouts: Timeouts = PATIENCE, secrets: Mapping[str, str] | None = None, **changed: Any) -> Target:
         return open_target(replace(self.server, **changed), self.secrets if secrets is None else secrets, timeouts)
@@ -109,30 +115,49 @@ def openssh(*options: str) -> Iterator[Peer]:
             f"Subsystem sftp internal-sftp\nForceCommand internal-sftp -d {root} {' '.join(options)}\n"
         )
         server = Server(2, "OpenSSH", "SFTP", host="127.0.0.1", port=port, user=getpass.getuser())
-        with running([program, "-D", "-e", "-f", str(folder / "sshd.conf")], folder, port) as log:
+        with running([program, "-D", "-e", "-f", str(folder / "sshd.conf")], folder, port) as (log, end):
             peer = in_folder(server, {"privateKey": private("us")}, root)
-            peer.log = log
+            peer.log, peer.stop = log, end
             yield peer
 
 
 @contextmanager
-def running(command: list[str], folder: Path, port: int) -> Iterator[Callable[[], str]]:
-    """A program that serves at a port; gives its log. It and its children end with the block."""
+def running(command: list[str], folder: Path, port: int) -> Iterator[tuple[Callable[[], str], Callable[[], None]]]:
+    """A program that serves at a port; gives its log, and how to end it with its children, as the block does too."""
     log = folder / "server.log"
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(command, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
+
+    def end() -> None:
+        # those who serve a connection are in sessions of their own
+        for one in [*reversed(descendants(process.pid)), process.pid]:
+            with suppress(ProcessLookupError):
+                os.kill(one, signal.SIGKILL)
+
     try:
         deadline = time.monotonic() + STARTING_SECONDS
         while True:
             with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
                 break
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-2000:]
+            assert process.poll() is None, log.read_text()[-2000:]
+            assert time.monotonic() < deadline, log.read_text()[-2000:]
             time.sleep(0.02)
-        yield lambda: log.read_text(errors="replace")
+        yield lambda: log.read_text(errors="replace"), end
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        end()
         process.wait()
+
+
+def descendants(of: int) -> list[int]:
+    """The processes that a process started, and those that they started, nearest first."""
+    parents = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    found = [of]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found[1:]
 
 
 # ---- vsftpd --------------------------------------------------------------------------------------------------
@@ -200,9 +225,10 @@ def vsftpd(**options: str) -> Iterator[Peer]:
             host_key=fingerprint_of(file),
             remote_path="in",
         )
-        with running([program, str(folder / "vsftpd.conf")], folder, port) as log:
+        with running([program, str(folder / "vsftpd.conf")], folder, port) as (log, end):
             peer = in_folder(server, {"password": FTP_PASSWORD}, root)
-            peer.log = log
+            peer.certificate = file
+            peer.log, peer.stop = log, end
             yield peer
 
 
@@ -223,25 +249,36 @@ def own_sftp() -> Iterator[Peer]:
             server = Server(4, "Ours", "SFTP", host=host, port=port, user="acme")
             root = house.tree.root / "1001"
             root.mkdir(parents=True, exist_ok=True)
-            yield in_folder(server, {"password": "secret"}, root)
+            peer = in_folder(server, {"password": "secret"}, root)
+            peer.stop = house.stop
+            yield peer
         finally:
             house.stop()
 
 
 @contextmanager
-def own_ftps() -> Iterator[Peer]:
+def own_ftps(*, tls: bool = True) -> Iterator[Peer]:
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         file, secret = certificate(folder)
-        house = FtpHouse(folder, FtpSection(certificate=str(file), private_key=str(secret), require_tls=True))
+        settings = FtpSection(certificate=str(file), private_key=str(secret), require_tls=True) if tls else FtpSection()
+        house = FtpHouse(folder, settings)
         try:
             host, port = house.server.address
-            server = Server(5, "Ours", "FTPS", host=host, port=port, user="acme", host_key=fingerprint_of(file))
+            server = Server(5, "Ours", "FTPS" if tls else "FTP", host=host, port=port, user="acme")
+            if tls:
+                server = replace(server, host_key=fingerprint_of(file))
             root = house.tree.root / "1001"
             root.mkdir(parents=True, exist_ok=True)
-            yield in_folder(server, {"password": "secret"}, root)
+            peer = in_folder(server, {"password": "secret"}, root)
+            peer.stop = house.stop
+            yield peer
         finally:
             house.stop()
+
+
+def own_ftp() -> AbstractContextManager[Peer]:
+    return own_ftps(tls=False)
 
 
 # ---- a store -------------------------------------------------------------------------------------------------
@@ -249,11 +286,14 @@ def own_ftps() -> Iterator[Peer]:
 
 @contextmanager
 def store() -> Iterator[Callable[[str], Peer]]:
-    """SeaweedFS; gives a peer for each name of a bucket."""
+    """SeaweedFS that can encrypt (SSE-S3); gives a peer for each name of a bucket."""
     program = weed_program()
     if program is None:
         pytest.skip("SeaweedFS (weed) is not installed")
-    with tempfile.TemporaryDirectory() as made, s3_server(Path(made), program) as running_store:
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as held:
+        patch.setenv("WEED_S3_SSE_KEK", "5e" * 32)
+        made = held.enter_context(tempfile.TemporaryDirectory())
+        running_store = held.enter_context(s3_server(Path(made), program))
         client = running_store.client
 
         def peer(bucket: str) -> Peer:
@@ -269,6 +309,7 @@ def store() -> Iterator[Callable[[str], Peer]]:
                 {"secretAccessKey": SECRET},
                 files,
                 lambda name, content: client.put_object(Bucket=bucket, Key=name, Body=content),
+                client=client,
             )
 
         yield peer
@@ -348,6 +389,68 @@ class Line:
             end.close()
 
 
+class ScriptedFtp:
+    """An FTP server that answers what it is told to. ``answers``: by command, "" is the greeting; ``then``: what the
+    answers become after a command. It keeps nothing.
+    """
+
+    def __init__(self, answers: Mapping[str, str], *, takes_data: bool = True) -> None:
+        self.answers = {"": "220 hello", "USER": "331 and?", "PASS": "230 in", "SIZE": "550 not there", **answers}
+        self.then: dict[str, dict[str, str]] = {}
+        self.commands: list[str] = []
+        self.listing: list[str] = []
+        self._takes_data = takes_data
+        self._over = threading.Event()
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listening.getsockname()[1]
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> ScriptedFtp:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        with suppress(OSError):
+            self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+        self._thread.join(10)
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            control, _ = self._listening.accept()
+            with control, socket.create_server(("127.0.0.1", 0)) as data, control.makefile("rb") as lines:
+                control.settimeout(10)
+                self._say(control, self.answers[""])
+                for line in lines:
+                    self._answer(control, data, line.decode().split(" ")[0].strip())
+
+    def _answer(self, control: socket.socket, data: socket.socket, command: str) -> None:
+        self.commands.append(command)
+        if command == "PASV":
+            port = data.getsockname()[1]
+            self._say(control, f"227 Entering Passive Mode (127,0,0,1,{port >> 8},{port & 255})")
+        elif command in ("STOR", "NLST"):
+            connection, _ = data.accept()
+            with connection:
+                self._say(control, "150 go on")
+                if command == "NLST":
+                    connection.sendall("".join(f"{name}\r\n" for name in self.listing).encode())
+                elif not self._takes_data:
+                    self._over.wait(10)
+                else:
+                    while connection.recv(1 << 16):
+                        pass
+            self._say(control, "226 done")
+        else:
+            self._say(control, self.answers.get(command, "200 very well"))
+        self.answers.update(self.then.get(command, {}))
+
+    @staticmethod
+    def _say(control: socket.socket, text: str) -> None:
+        control.sendall(f"{text}\r\n".encode())
+
+
 class Polling:
     """Somebody who looks again and again while files arrive; ``seen`` holds every content that a name ever had."""
 
@@ -377,9 +480,3 @@ class Polling:
                 time.sleep(0.002)
         except BaseException as error:
             self._failed.append(error)
-
-
-@contextmanager
-def every(*contexts: Any) -> Iterator[list[Any]]:
-    with ExitStack() as stack:
-        yield [stack.enter_context(one) for one in contexts]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from typing import Any
 
 import asyncssh
@@ -46,14 +47,14 @@ def test_a_bucket_is_a_bare_name(bucket: str | None) -> None:
 def test_a_directory_of_a_bucket_is_a_bare_prefix() -> None:
     for directory in ("s3://acme-out/in", "/in", "in/", "in/out/", "/", "a\nb"):
         assert faults("S3", directory=directory) == ["directory"]
-    for directory in ("in", "in/daily", "", None):
-        assert faults("S3", directory=directory) == []
+    for good in ("in", "in/daily", "", None):
+        assert faults("S3", directory=good) == []
 
 
 @pytest.mark.rule("OB-197")
 def test_a_bucket_takes_keys_or_a_role_or_the_machine_s_own_account() -> None:
     role = "arn:aws:iam::123456789012:role/delivery"
-    none = {"accessKeyId": None, "secretAccessKey_env": None}
+    none: dict[str, Any] = {"accessKeyId": None, "secretAccessKey_env": None}
     assert faults("S3", **none) == []
     assert faults("S3", roleArn=role, **none) == []
     assert faults("S3", roleArn="delivery", **none) == ["roleArn"]
@@ -141,12 +142,13 @@ def test_only_openssh_keys_without_a_passphrase_are_accepted() -> None:
     key = asyncssh.generate_private_key("ssh-ed25519")
     good = key.export_private_key("openssh").decode()
     body = good.splitlines()
+    locked = b64encode(b"openssh-key-v1\0\0\0\0\x0aaes256-ctr\0\0\0\x06bcrypt" + b"\0" * 200).decode()
     bad = {
         key.export_private_key("pkcs8-pem").decode(): "OpenSSH format",
         asyncssh.generate_private_key("ssh-rsa", key_size=2048).export_private_key("pkcs1-pem").decode(): "OpenSSH",
         "PuTTY-User-Key-File-3: ssh-ed25519\nEncryption: none\n": "puttygen",
         key.export_public_key("openssh").decode(): "OpenSSH format",
-        key.export_private_key("openssh", passphrase="p").decode(): "passphrase",
+        "\n".join([body[0], locked, body[-1]]): "passphrase",
         "\n".join([body[0], body[1][:9], *body[2:]]): "damaged",
         "\n".join(body[:-1]): "damaged",
         body[0]: "damaged",

@@ -117,7 +117,8 @@ def naive_population(world: World, day: int, members: dict[int, list[int]]) -> W
 
     counted = {}
     for sid in members:
-        sizes = tuple(len({who for one in range(day - size + 1, day + 1) for who in there(sid, one)}) for size in RANGES)
+        windows = [range(day - days + 1, day + 1) for days in RANGES]
+        sizes = tuple(len({who for one in window for who in there(sid, one)}) for window in windows)
         if any(sizes):
             counted[sid] = sizes
     return counted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -92,10 +93,10 @@ WORKSPACE: dict[str, Any] = {
 }
 
 
-@pytest.fixture
-def product(tmp_path: Path) -> Product:
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Product:
     """QL-W4: h1 with d1: 12 and d2: 13; h2 with d3: 12, 13 and d4: 12; d5 alone: 12, 13; h3 without devices."""
-    made = Product(tmp_path / "home", None)
+    made = Product(tmp_path_factory.mktemp("segments") / "home", None)
     made.now = START
     made.apply(WORKSPACE)
     stamp = int(START.timestamp())
@@ -107,6 +108,14 @@ def product(tmp_path: Path) -> Product:
     lines = f"{D[0]}\t2\n{D[1]}\t3\n{D[2]}\t2,3\n{D[3]}\t2\n{D[4]}\t2,3\n"
     made.drop([(f"ftp_dpm_0_22_{stamp + 2}.sync", lines.encode())])
     made.now += timedelta(hours=1)
+    return made
+
+
+@pytest.fixture
+def product(filled: Product, tmp_path: Path) -> Product:
+    """A copy of it."""
+    made = Product(Path(shutil.copytree(filled.home, tmp_path / "home")), None)
+    made.now = filled.now
     return made
 
 
@@ -184,6 +193,15 @@ def test_why_shows_the_tree_over_the_merged_set(
     assert (document["profile"], document["sid"], document["holds"]) == (ident, sid, holds)
     eleven, twelve, thirteen = leaves
     assert truths(document["because"]) == ("AND", holds, ([11], eleven), ([12], twelve), ([13], thirteen))
+
+
+@pytest.mark.rule("OP-17", "QL-1015")
+def test_why_shows_the_set_that_qualifies(product: Product) -> None:
+    # the household's first device still lacks 13, the second has both now
+    product.drop([(f"ftp_dpm_0_22_{int(product.now.timestamp())}.sync", f"{D[1]}\t2\n".encode())])
+    document = product.json("why", "60:h1", "404")
+    assert document["holds"] is True
+    assert truths(document["because"]) == ("AND", True, ([11], True), ([12], True), ([13], True))
 
 
 @pytest.mark.rule("OP-17")

@@ -430,7 +430,12 @@ def test_identity_breakdown(product: Product) -> None:
         product.drop([(f"ftp_dpm_{dpid}_{int(product.now.timestamp())}.sync", lines)])
     product.now = datetime(2026, 3, 2, 1, tzinfo=UTC)
     # each trait has the customers of its own source; the folder's trait has those of all
-    product.apply(changed(lambda partner: [one.update(folderId=5) for one in partner["traits"][5:]]))
+
+    def together(partner: dict[str, Any]) -> None:
+        for one in partner["traits"][5:]:
+            one["folderId"] = 5
+
+    product.apply(changed(together))
     (folder,) = (one["sid"] for one in product.json("traits") if one["name"] == "Cars Folder Trait")
     product.now = datetime(2026, 3, 3, 1, tzinfo=UTC)
     bars = figures(product, folder, "2026-03-02")["identities"]

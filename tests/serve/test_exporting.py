@@ -14,7 +14,6 @@ import yaml
 
 from openaudience.cli import main
 from openaudience.exports.history import run_documents
-
 from serve.house import Ledger, Serving, ledger, make_home, serving, until
 
 DEAF = "127.0.0.1"
@@ -133,11 +132,11 @@ def documents(opened: Ledger) -> list[dict[str, Any]]:
 
 
 @pytest.mark.rule("OP-41")
-def test_health_pages_tell_of_exports(home: Path) -> None:
+def test_health_pages_tell_of_exports(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     apply(home, destination(7301, local(home, 1)), destination(7302, local(home, 2)))
     (home.parent / "out1").rmdir()
-    settings = {"OPENAUDIENCE_EXPORT_RETRY_SECONDS": "0"}
-    with serving(home, "export", "web", settings=settings) as serve, ledger(home) as opened:
+    monkeypatch.setenv("OPENAUDIENCE_EXPORT_RETRY_SECONDS", "0")
+    with serving(home, "export", "web") as serve, ledger(home) as opened:
         until(lambda: states(opened) == {7301: ["failed"], 7302: ["delivered"]}, "both have ended")
 
         def page(line: str) -> bool:
@@ -149,6 +148,6 @@ def test_health_pages_tell_of_exports(home: Path) -> None:
         assert 0 < float(late.split()[-1]) <= 3 * 86400
         assert json.loads(serve.get("/readyz")[1])["failing_exports"] == {}
         assert main(["--home", str(home), "export", "7301"]) == 1
-        status, text = serve.get("/readyz")
-        assert list(json.loads(text)["failing_exports"]) == ["7301"]
-        assert json.loads(text)["checks"]["export"]["ok"]
+        found = json.loads(serve.get("/readyz")[1])
+        assert list(found["failing_exports"]) == ["7301"]
+        assert found["checks"]["export"]["ok"]

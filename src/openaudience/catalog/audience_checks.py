@@ -7,7 +7,7 @@ its own beyond references (``checks``) and the default merge rule.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from openaudience.catalog.document import Node, locate
@@ -214,7 +214,7 @@ def _destination(plan: Planner, given: Given) -> None:
         plan.report(
             given.at("syncLookback"), "syncLookback: goes with syncType customer or platform only; leave it out"
         )
-    elif kind != "lifetime" and lookback not in LOOKBACKS:
+    elif kind in ("customer", "platform") and lookback not in LOOKBACKS:
         plan.report(given.at("syncLookback"), f"syncLookback: must be one of {', '.join(LOOKBACKS)} with {kind}")
 
 
@@ -382,9 +382,9 @@ def _format(plan: Planner, given: Given, warnings: list[Mistake]) -> None:
     if not _news(given, *(name for name in given.kind.fields if name != "name")):
         return
     if document.get("type") == "HTTP":
-        _needed(plan, given, ("template",))
+        if not document.get("template"):
+            plan.report(given.at("template"), "template is missing; it is required")
         return
-    _needed(plan, given, ("fileName", "row"))
     if document.get("compression") not in COMPRESSIONS:
         text = f"compression: {document.get('compression')!r} is not known; choose {', '.join(COMPRESSIONS)}"
         plan.report(given.at("compression"), text)
@@ -395,12 +395,6 @@ def _format(plan: Planner, given: Given, warnings: list[Mistake]) -> None:
         _placed(given, field, at, f"E_TEMPLATE: {field}: {text}") for field, at, text in found.mistakes
     )
     warnings.extend(_placed(given, field, at, f"{field}: {text}") for field, at, text in found.warnings)
-
-
-def _needed(plan: Planner, given: Given, fields: Collection[str]) -> None:
-    for name in fields:
-        if not given.entry.document.get(name):
-            plan.report(given.at(name), f"{name} is missing; it is required")
 
 
 def _placed(given: Given, field: str, position: int, text: str) -> Mistake:

@@ -207,6 +207,10 @@ class Audiences:
             return frozenset()
         return self._below.get(self._folder_of[sid], frozenset())
 
+    def documents(self, kind: str) -> Mapping[int, tuple[int, Mapping[str, Any]]]:
+        """By number the partner and the stored fields of each object of one of ``KINDS``; not to be changed."""
+        return self._documents[kind]
+
     # ---- destinations ----------------------------------------------------------------------------------------
 
     @cached_property

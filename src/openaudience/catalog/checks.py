@@ -116,6 +116,8 @@ def _exists(
         target = "trait" if document.get("traitType") == "TRAIT" else "segment"
     if number == 0 and (target in FOLDER_TREES or target in ("customerTraitType", "mergeRule")):
         return
+    if number == 0 and automatic(given.entry):
+        return  # the platform's own data source
     if target == "customerTraitType":
         if number not in trait_types(plan.new, pid).values():
             plan.report(place, f"{name}: there is no event type {number}")

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from openaudience.catalog.automatic import automatic, complete
+from openaudience.catalog.automatic import FIRST, automatic, complete
 from openaudience.catalog.document import Node
 from openaudience.catalog.objects import RESERVED_DPIDS, Collection, Entry, milliseconds, trait_types
 from openaudience.catalog.schema import (
@@ -94,11 +94,15 @@ class Planner:
         self.names: dict[tuple[str, int], dict[str, list[int]]] = {}
         self.stored_words: dict[tuple[str, int], dict[tuple[str, ...], list[int]]] = {}
         self.given_words: dict[tuple[Any, ...], Given] = {}
+        destinations = old.entries["destination"].values()
+        self.mapping_numbers = {m["mappingId"] for one in destinations for m in one.document.get("mappings") or ()}
         self.new = Collection({name: dict(found) for name, found in old.entries.items()}, dict(old.next))
         self._identify()
         for given in self.given:
             self._fields(given)
         self._index_names()
+        for node in (node for given in self.given for _, node in given.mappings):
+            self.new.keep("mapping", _mapping_number(node))
         for given in self.given:
             self._references(given)
         if prune:
@@ -211,8 +215,12 @@ class Planner:
                 place, f"{kind.identifier}: {number} was deleted, and numbers are never used again; choose another"
             )
             return None
-        self.new.keep(kind.sequence, number)
         old = self.old.entries[kind.name].get(number)
+        if kind.sequence != "sid" or number < FIRST:
+            self.new.keep(kind.sequence, number)
+        elif old is None or not automatic(old):
+            self.report(place, f"{kind.identifier}: numbers from {FIRST} on are the platform's own; choose a lower one")
+            return None
         if old is not None and partner is not None and old.pid != partner.entry.number:
             self.report(place, f"{kind.identifier}: {number} belongs to partner {old.pid}; choose another")
             return None
@@ -603,13 +611,10 @@ class Planner:
             named.add(sid)
             stored = merged.get(sid)
             if stored is None:
-                number = next(
-                    (node.value[n].value for n in ("mappingId", "destinationMappingId") if n in node.value), 0
-                )
-                if isinstance(number, int) and not isinstance(number, bool) and number > 0:
-                    self.new.keep("mapping", number)
-                else:
-                    number = self.new.take("mapping")
+                number = _mapping_number(node) or self.new.take("mapping")
+                if number in self.mapping_numbers:
+                    self.report(node, f"mappingId: {number} is another mapping; leave it out to be given a number")
+                self.mapping_numbers.add(number)
                 stored = {"mappingId": number} | {name: inner.default for name, inner in known.items()}
                 stored["activeSince"] = milliseconds(self.now)
                 stored["startDate"] = f"{self.now:%Y-%m-%d}"
@@ -643,3 +648,9 @@ class Planner:
                 named = {partial.get("sid") for partial, _ in given.mappings}
                 kept = [m for m in given.entry.document["mappings"] if m["sid"] in named]
                 given.entry.document["mappings"] = kept
+
+
+def _mapping_number(node: Node) -> int:
+    """The number that a file gives a mapping, 0 for none."""
+    found = next((node.value[n].value for n in ("mappingId", "destinationMappingId") if n in node.value), 0)
+    return found if isinstance(found, int) and not isinstance(found, bool) and 0 < found <= NUMBER_MAX else 0

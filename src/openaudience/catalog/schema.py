@@ -218,7 +218,7 @@ FORMAT_FIELDS: dict[str, Field] = {
     "header": EMPTY,
     "row": MEMO,
     "compression": Field("str", default="none"),
-    "maxFileSize": Field("int", nullable=True, low=1),
+    "maxFileSize": Field("int", nullable=True, low=1, high=10**12),
     "timestampDigits": Field("int", default=13, low=10, high=13),
     "skipEmpty": OFF,
     "infoReceipt": ON,

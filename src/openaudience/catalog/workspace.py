@@ -213,15 +213,18 @@ def _run(
         fresh = keeper.changed(environment, planner.secrets, secrets.stored(session, environment))
         made = compare(planner, fresh)
         # what follows from other objects by itself is not news
-        changes |= dict.fromkeys(
-            change for change, old, new in made if not any(automatic(one) for one in (old, new) if one is not None)
-        )
+        changes |= dict.fromkeys(change for change, old, new in made if not _follows(planner, old or new))
         if write:
             if made:
                 advance(session, environment, CONFIGURATION)
             _write(session, environment, planner, made, now)
             keeper.keep(session, environment, planner.secrets, fresh)
     return Outcome(tuple(changes), tuple(warnings))
+
+
+def _follows(planner: Planner, entry: Entry | None) -> bool:
+    """Whether a changed object is one of the platform's own that no file names."""
+    return entry is not None and automatic(entry) and (entry.kind.name, entry.number) not in planner.claimed
 
 
 def compare(planner: Planner, secrets_changed: Set[Place] = frozenset()) -> list[Difference]:

@@ -44,8 +44,11 @@ def destinations(options: Options) -> int:
         show(documents)
         return 0
     for one in documents:
-        mapped = len(one.get("mappings") or ())
-        print(f"{one['destinationId']:>8}  {one['destinationType']:<14} {mapped:>6,} mappings  {one['name']}")
+        mappings = one["mappings"]
+        idle = sum(mapping["elementStatus"] == "inactive" for mapping in mappings)
+        state = f"  ({idle:,} of them inactive)" if idle else ""
+        kind = f"{one['destinationType']:<14}"
+        print(f"{one['destinationId']:>8}  {kind} {len(mappings):>6,} mappings  {one['name']}{state}")
     if not documents:
         print("no destinations")
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ def export(options: Options, destination: str | None, full: bool) -> int:
     from openaudience.exports.runner import Runner
 
     with opened_site(options) as site:
-        runner = Runner(site)
+        runner = Runner(site, tell=_tell)
         if destination is None and not site.beta:
             chosen = [one.number for one in runner.delivering()]
             if not chosen:
@@ -33,8 +34,20 @@ def redeliver(options: Options, run: int) -> int:
     from openaudience.exports.runner import Runner
 
     with opened_site(options) as site:
-        runner = Runner(site)
+        runner = Runner(site, tell=_tell)
         return _finish(options, runner, [runner.enter_again(run)])
+
+
+def _tell(event: str, **figures: Any) -> None:
+    """Says on standard error what a command that takes long is waiting for."""
+    run, file = figures.get("run"), figures.get("file")
+    if event == "export-attempt-failed":
+        print(f"run {run}: attempt {figures['attempt']} at {file} failed: {figures['why']}", file=sys.stderr)
+    elif event == "export-waiting":
+        waits = f"attempt {figures['attempt']} at {file} follows in {figures['seconds']} s"
+        print(f"run {run}: {waits} (setting export.retry_seconds)", file=sys.stderr, flush=True)
+    elif event == "export-warning":
+        print(f"run {run}: {figures['note']}", file=sys.stderr)
 
 
 def _finish(options: Options, runner: Runner, runs: Sequence[int]) -> int:

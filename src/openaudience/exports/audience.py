@@ -14,9 +14,9 @@ from pyroaring import BitMap
 
 from openaudience.catalog.audiences import Destination, Segment
 from openaudience.exports.activity import active_users
-from openaudience.exports.keys import Key, names
+from openaudience.exports.keys import Key
 from openaudience.exports.look import Look
-from openaudience.outbound.model import Element
+from openaudience.outbound.model import Element, Texts
 from openaudience.outbound.sets import Baseline
 from openaudience.runs.reading import bitmap
 from openaudience.vocabulary import GLOBAL_SOURCES, Trait
@@ -79,12 +79,8 @@ class Audience:
             if not segment.active:
                 self.paused.add(number)
                 continue
-            listed = rule.authenticated in ("LAST_AUTHENTICATED", "ALL_CROSS_DEVICE") and self.key.dpid in rule.sources
-            if self.key.by_device or listed:
-                members = self.look.members(self.key.users, segment.sid)
-            else:
-                members = BitMap()  # under this key nobody is a member (OB-61)
-            self.segments[number] = self._exported(members)
+            # customers of the key source are members only if the merge rule lists it (OB-61, QL-1021)
+            self.segments[number] = self._exported(self.look.members(self.key.users, segment.sid))
 
     def _exported_segments(self) -> Iterator[tuple[int, Segment, str]]:
         """Number, segment and destination value of all live, unblocked segments."""
@@ -184,7 +180,7 @@ class Audience:
         if source is None or not source.hashed_emails or not ids:
             return ids
         ordinals = np.frombuffer(ids.to_array(), np.uint32)
-        strange = np.array([HASHED.fullmatch(text) is None for text in names(self.key.texts(ordinals))], np.bool_)
+        strange = np.array([HASHED.fullmatch(text) is None for text in Texts(*self.key.texts(ordinals))], np.bool_)
         self.unhashed |= bitmap(ordinals[strange])
         return ids - self.unhashed
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from openaudience.exports.audience import Audience
 from openaudience.exports.look import Look
 from openaudience.exports.rows import Rows
 from openaudience.outbound.filesets import Files, FileSet
-from openaudience.outbound.model import Batch, FileFormat, Rendered, RunContext, SyncMode
+from openaudience.outbound.model import FileFormat, RunContext, SyncMode
 from openaudience.outbound.sets import (
     Baseline,
     Content,
@@ -30,7 +30,8 @@ from openaudience.outbound.sets import (
     new_pairs,
     write_baseline,
 )
-from openaudience.outbound.templates import Templates, compile_format, default_format
+from openaudience.outbound.templates import compile_format, default_format
+from openaudience.runs.reading import ordered
 from openaudience.store.files import Fault, no_fault, replace_file, storing
 
 FILES, BASELINE = "files", "baseline"
@@ -96,7 +97,7 @@ def generate(
     else:
         batches = rows.batches()
     files = FileSet(folder / FILES, format, lambda split: templates.file_name(run, split), templates.header(run))
-    written = files.write(_rendered(templates, run, batches), fault)
+    written = files.write(ordered(partial(templates.rows, run), batches, 1), fault)
     fault("export.files")
     _write_baseline(folder / BASELINE, audience, before, started, fault)
     fault("export.baseline")
@@ -176,20 +177,6 @@ def _content(audience: Audience, mode: SyncMode, before: Baseline) -> tuple[Cont
         unsegment=destination.unsegment,
         gained=BitMap(np.unique(fresh.astype(np.uint32))),
     ), audience.pairs
-
-
-def _rendered(templates: Templates, run: RunContext, batches: Iterator[Batch]) -> Iterator[Rendered]:
-    """Rendered rows; the next ones are prepared while the last ones are written."""
-    with ThreadPoolExecutor(1) as pool:
-
-        def following() -> Rendered | None:
-            batch = next(batches, None)
-            return None if batch is None else templates.rows(run, batch)
-
-        waiting = pool.submit(following)
-        while (block := waiting.result()) is not None:
-            waiting = pool.submit(following)
-            yield block
 
 
 def _write_baseline(folder: Path, audience: Audience, before: Baseline, started: int, fault: Fault) -> None:

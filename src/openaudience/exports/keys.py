@@ -6,8 +6,6 @@ formats with one row per user the exported ordinal is that of the user, and its 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -28,8 +26,6 @@ ECID_KEY = 4
 """The user ID key that stands for Experience Cloud IDs (OB-11, OB-56)."""
 
 Form = Literal["uuid", "ecid", "linked", "customer"]
-Texts = tuple[Array, Array]
-"""(blob uint8, offsets int64[n + 1])"""
 
 
 def form_of(look: Look, key: int, target: int) -> Form:
@@ -75,7 +71,7 @@ class Key:
     # ---- users → exported ordinals ---------------------------------------------------------------------------
 
     def exported(self, users: BitMap) -> BitMap:
-        """The exported ordinals of users: all their IDs (OB-52, OB-53); in by-user formats the users with one (OB-51)."""
+        """The exported ordinals of users: all their IDs (OB-52, OB-53); by-user: the users with one (OB-51)."""
         if self.form == "ecid" and self.organisation is None:
             return BitMap()
         if self.form != "linked":
@@ -99,13 +95,13 @@ class Key:
 
     # ---- text ------------------------------------------------------------------------------------------------
 
-    def texts(self, ids: Array) -> Texts:
-        """The exported texts of IDs of the key, in the order given."""
+    def texts(self, ids: Array) -> tuple[Array, Array]:
+        """The exported texts of IDs of the key, in the order given: (blob uint8, offsets int64[n + 1])."""
         if self.form == "ecid":
             return self.ecids(ids)
         return self.look.world.ids(self.dpid if self.form in ("linked", "customer") else DEVICES).texts(ids)
 
-    def uuids(self, devices: Array) -> Texts:
+    def uuids(self, devices: Array) -> tuple[Array, Array]:
         """The UUIDs of devices; −1 gives the empty text."""
         there = devices >= 0
         if there.all():
@@ -115,7 +111,7 @@ class Key:
         lengths[there] = np.diff(offs)
         return blob, np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
 
-    def ecids(self, devices: Array) -> Texts:
+    def ecids(self, devices: Array) -> tuple[Array, Array]:
         """The ECIDs of devices under the partner's organisation; empty texts where there is none (OB-59)."""
         if self.organisation is None:
             return np.empty(0, np.uint8), np.zeros(devices.size + 1, np.int64)
@@ -188,10 +184,3 @@ def _mark(nodes: Array, begin: Array, other: Array, marks: Array) -> None:
     for node in nodes:
         for at in range(begin[node], begin[np.int64(node) + 1]):
             marks[other[at]] = True
-
-
-def names(texts: Texts) -> Sequence[bytes]:
-    """Texts as a sequence of bytes."""
-    blob, offs = texts
-    data, ends = blob.tobytes(), offs.tolist()
-    return [data[begin:end] for begin, end in pairwise(ends)]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from openaudience.identity.ids import Array, frozen, order_of
 from openaudience.identity.keys import compiled
 
+SOME = 1 << 12
 AT_ONCE = 1 << 20
 WORD = 8
 
@@ -26,12 +27,11 @@ def byte_order(ordinals: Array, texts: TextsOf) -> NDArray[np.int64]:
     order = np.arange(ordinals.size)
     if not ordinals.size:
         return order
-    skip, longest = _common(ordinals, texts)
+    skip, longest, words = _first_words(ordinals, texts)
     # runs of rows that are equal so far: all at first
     places = np.arange(ordinals.size)
     groups = np.zeros(ordinals.size, np.uint64)
     while skip < longest and places.size:
-        words = _words(ordinals[order[places]], texts, skip)
         by_word = order_of(words)
         turn = by_word[order_of(groups[by_word])] if groups[0] != groups[-1] else by_word
         order[places] = order[places[turn]]
@@ -43,19 +43,29 @@ def byte_order(ordinals: Array, texts: TextsOf) -> NDArray[np.int64]:
         alone[:-1] &= new[1:]
         places, groups = places[~alone], groups[~alone]
         skip += WORD
+        if skip < longest and places.size:
+            words = _words(ordinals[order[places]], texts, skip)
     return order
 
 
-def _common(ordinals: Array, texts: TextsOf) -> tuple[int, int]:
-    """How many bytes all texts begin with alike, and the length of the longest."""
-    common, longest = -1, 0
-    first = frozen(texts(ordinals[:1])[0], np.uint8)
-    for begin in range(0, ordinals.size, AT_ONCE):
+def _first_words(ordinals: Array, texts: TextsOf) -> tuple[int, int, NDArray[np.uint64]]:
+    """How many bytes all texts begin with alike, the length of the longest, and the words behind the former."""
+    blob, offs = texts(ordinals[:SOME])
+    first = frozen(blob[: offs[1]], np.uint8)
+    skip = _prefix(first, frozen(blob, np.uint8), frozen(offs, np.int64))
+    longest = 0
+    words = np.empty(ordinals.size, np.uint64)
+    begin = 0
+    while begin < ordinals.size:
         blob, offs = texts(ordinals[begin : begin + AT_ONCE])
-        here = _prefix(first, frozen(blob, np.uint8), frozen(offs, np.int64))
-        common = here if common < 0 else min(common, here)
+        here = _prefix(first[:skip], frozen(blob, np.uint8), frozen(offs, np.int64))
+        if here < skip:
+            skip, begin = here, 0  # the first ones have more in common than all
+            continue
         longest = max(longest, int(np.diff(offs).max()))
-    return max(common, 0), longest
+        _pack(frozen(blob, np.uint8), frozen(offs, np.int64), skip, words[begin : begin + AT_ONCE])
+        begin += AT_ONCE
+    return skip, longest, words
 
 
 def _words(ordinals: Array, texts: TextsOf, skip: int) -> NDArray[np.uint64]:

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openaudience.exports.audience import Audience
-from openaudience.exports.keys import ECID_KEY, names
+from openaudience.exports.keys import ECID_KEY
 from openaudience.exports.order import byte_order
 from openaudience.exports.times import Times
 from openaudience.identity.ids import Array
-from openaudience.outbound.model import Batch, Element
+from openaudience.outbound.model import Batch, Element, Texts
 from openaudience.outbound.sets import Content, Elements, transpose
 from openaudience.outbound.templates import Needs
 from openaudience.vocabulary import GLOBAL_SOURCES, UUID_DPID
@@ -71,7 +71,7 @@ class Rows:
             lists = self._id_lists(rows)
             ids: Sequence[bytes] = [some[0] if some else b"" for some in lists]
         else:
-            ids = names(key.texts(rows))
+            ids = Texts(*key.texts(rows))
         batch = self._identified(rows, ids, key.newest_devices(rows) if needs.uuid or needs.mcid else None)
         batch = replace(
             batch,
@@ -92,7 +92,7 @@ class Rows:
             some = pairs[begin : begin + MOST_ROWS]
             devices = (some >> _SHIFT).astype(np.uint32)
             ids = (some & _LOW).astype(np.uint32)
-            texts = names(key.texts(ids))
+            texts = Texts(*key.texts(ids))
             batch = self._identified(devices if key.by_device else ids, texts, devices.astype(np.int64))
             yield replace(batch, id_lists=[[text] for text in texts] if self._needs.id_list else None)
 
@@ -108,8 +108,8 @@ class Rows:
         needs, key = self._needs, self._key
         uuids = mcids = None
         if devices is not None:
-            uuids = names(key.uuids(devices)) if needs.uuid else None
-            mcids = names(key.ecids(devices)) if needs.mcid else None
+            uuids = Texts(*key.uuids(devices)) if needs.uuid else None
+            mcids = Texts(*key.ecids(devices)) if needs.mcid else None
         others = {dpid: self._others(dpid, rows) for dpid in dict.fromkeys(dpid for dpid, _ in needs.dpuuids)}
         return Batch(rows.size, ids, uuids, mcids, others=others)
 
@@ -117,7 +117,7 @@ class Rows:
 
     def _id_lists(self, users: NDArray[np.uint32]) -> list[list[bytes]]:
         offs, ids, last = self._key.links.customers(users)
-        return self._newest_first(offs, names(self._key.texts(ids)), last)
+        return self._newest_first(offs, list(Texts(*self._key.texts(ids))), last)
 
     def _others(self, dpid: int, rows: NDArray[np.uint32]) -> Sequence[Sequence[bytes]]:
         """All IDs of each row's user in a data source (OB-107)."""
@@ -126,7 +126,7 @@ class Rows:
         source = self._audience.look.sources.get(dpid)
         if dpid in (UUID_DPID, ECID_KEY):
             newest = key.newest_devices(rows)
-            texts = names(key.uuids(newest) if dpid == UUID_DPID else key.ecids(newest))
+            texts = Texts(*key.uuids(newest) if dpid == UUID_DPID else key.ecids(newest))
             return [[text] if text else [] for text in texts]
         if source is None or source.pid not in (0, self._audience.destination.pid):
             return nobody
@@ -134,7 +134,7 @@ class Rows:
             return nobody
         if key.form == "customer":
             if dpid == key.dpid:
-                return [[text] for text in names(key.texts(rows))]
+                return [[text] for text in Texts(*key.texts(rows))]
             if (key.dpid, dpid) in world.link_namespaces():
                 offs, emails, last = world.links(key.dpid, dpid).devices(rows)
                 return self._newest_first(offs, world.ids(dpid).names(emails), last)

@@ -23,8 +23,10 @@ PACKET = 1 << 16
 """Bytes handed over at a time; each has to leave within the time that a silent server is given."""
 GOODBYE_SECONDS = 5.0
 NO_SUCH_COMMAND = frozenset({"500", "502", "504"})
-NOT_LOGGED_IN = frozenset({"530", "532", "331", "332"})
 NO_SPACE = frozenset({"452", "552"})
+NOT_THERE = frozenset({"550", "553", "532"})
+"""Neither of the reasons has a code of its own."""
+HANGING_UP = frozenset({"421", "425", "426"})
 
 
 class FtpTarget(FolderTarget):
@@ -195,8 +197,10 @@ class FtpTarget(FolderTarget):
             code, said = _code(error), voice.said(error)
             if code in NO_SPACE:
                 raise voice.answered("space", f"{place}: the server says {said!r}") from None
-            if code in ("421", "425", "426"):
+            if code in HANGING_UP:
                 raise voice.failed("transfer", f"{place}: the server says {said!r}") from None
+            if code not in NOT_THERE:
+                raise voice.answered("transfer", f"{place}: the server says {said!r}") from None
             what = f"{place}: the server says {said!r}; make the folder, and let user {self.server.user!r} write there"
             raise voice.answered("path or permission", what) from None
         except ftplib.Error as error:

@@ -5,9 +5,10 @@ Plain data without a word on where they come from. IDs are bytes as they are exp
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +66,31 @@ class Lists:
     items: NDArray[np.int32]
     updated: NDArray[np.int64] | None = None
     realized: NDArray[np.int64] | None = None
+
+
+class Texts(Sequence[bytes]):
+    """Many texts in one array: text i is ``blob[offsets[i]:offsets[i + 1]]``; a column that is put together fast."""
+
+    def __init__(self, blob: NDArray[np.uint8], offsets: NDArray[np.int64]) -> None:
+        self.blob = blob
+        self.offsets = offsets
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @overload
+    def __getitem__(self, place: int) -> bytes: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[bytes]: ...
+    def __getitem__(self, place: int | slice) -> bytes | list[bytes]:
+        if isinstance(place, slice):
+            return [self[one] for one in range(*place.indices(len(self)))]
+        at = range(len(self))[place]
+        return self.blob[self.offsets[at] : self.offsets[at + 1]].tobytes()
+
+    def __iter__(self) -> Iterator[bytes]:
+        data, ends = self.blob.tobytes(), self.offsets.tolist()
+        return (data[begin:end] for begin, end in pairwise(ends))
 
 
 @dataclass(frozen=True, slots=True)

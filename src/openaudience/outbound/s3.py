@@ -255,8 +255,12 @@ class S3Target:
             return self.voice.failed("login", f"role {self.server.role} may not be taken: {code}: {said}")
         if code in THERE:
             return _There(str(self.voice.failed("exists", said)))
+        plain = (
+            "; some stores need serverSideEncryption: false" if self.server.encrypted and self.server.endpoint else ""
+        )
         if code in UNKNOWN:
-            return _Unknown(str(self.voice.failed("transfer", f"the store does not know {error.operation_name}")))
+            what = f"the store does not know all of {error.operation_name}: {said}{plain}"
+            return _Unknown(str(self.voice.failed("transfer", what)))
         if code == "NoSuchBucket":
             return self.voice.failed("path", "there is no such bucket; make it, or correct bucket")
         if code in MISSING:
@@ -270,7 +274,7 @@ class S3Target:
             return self.voice.failed("login", f"{said}; set the clock of this machine")
         if code in ELSEWHERE:
             return self.voice.failed("path", f"{code}: {said}; correct region and endpoint")
-        return self.voice.failed("transfer", f"the store answers {code}: {said}")
+        return self.voice.failed("transfer", f"the store answers {code}: {said}{plain}")
 
     def _unreachable(self, error: Exception) -> DeliveryFailed:
         host = urlsplit(self.server.endpoint).hostname or "Amazon S3"

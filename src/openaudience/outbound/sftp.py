@@ -22,7 +22,7 @@ PACKET = 1 << 15
 """Bytes of one write request; more is not taken by every server."""
 UNDER_WAY = 64
 """Write requests whose answers are waited for: enough to fill a fast line far away."""
-GOODBYE_SECONDS = 5.0
+GOODBYE_SECONDS = 2.0
 MISSING = (asyncssh.SFTPNoSuchFile, asyncssh.SFTPNoSuchPath)
 SILENT = (asyncssh.SFTPPermissionDenied, asyncssh.SFTPOpUnsupported)
 CUT = (asyncssh.SFTPConnectionLost, asyncssh.SFTPNoConnection)
@@ -160,10 +160,11 @@ class SftpTarget(FolderTarget):
         terms: dict[str, Any] = {"known_hosts": None}
         if server.host_key:
             pinned = public_key(server.host_key)
-            rsa = pinned is not None and pinned[0] == "ssh-rsa"
-            kinds = PLAIN_KEYS + RSA_KEYS if pinned is None else RSA_KEYS if rsa else (pinned[0],)
+            first = () if pinned is None else RSA_KEYS if pinned[0] == "ssh-rsa" else (pinned[0],)
+            # the kind of the pinned key is preferred; a server without one shows another, and the guard tells which
+            kinds = list(dict.fromkeys((*first, *PLAIN_KEYS, *RSA_KEYS)))
             # none is known beforehand, so that each is shown to the guard
-            terms = {"known_hosts": ([], [], []), "server_host_key_algs": list(kinds)}
+            terms = {"known_hosts": ([], [], []), "server_host_key_algs": kinds}
         return await asyncssh.connect(
             server.host,
             server.port,

@@ -242,8 +242,8 @@ class FolderTarget(ABC):
                 raise self.voice.answered("transfer", f"{upload} has {there} bytes there, and {sent} here")
             if upload != final:
                 self._move(upload, final)
-        except Answered:
-            with suppress(Answered):
+        except (Answered, DeliveryRefused):
+            with suppress(DeliveryFailed):
                 self.delete(upload)
             raise
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openaudience.identity.keys import compiled
-from openaudience.outbound.model import Batch, Element, Rendered
+from openaudience.outbound.model import Batch, Element, Rendered, Texts
 from openaudience.outbound.template_grammar import AllOf, AnyOf, Not, Test
 from openaudience.outbound.template_parts import (
     CONSTANT,
@@ -68,6 +68,8 @@ class _Texts:
 
     @classmethod
     def of(cls, texts: Sequence[bytes]) -> _Texts:
+        if isinstance(texts, Texts):
+            return cls(texts.blob, texts.offsets)
         starts = np.fromiter(accumulate(map(len, texts), initial=0), np.int64, len(texts) + 1)
         return cls(np.frombuffer(b"".join(texts), np.uint8), starts)
 

@@ -18,6 +18,7 @@ from sqlalchemy import create_engine, select
 from sqlalchemy.orm import Session
 
 from openaudience.catalog.base import sqlite_url
+from openaudience.catalog.exports import ExportBaselineRow
 from openaudience.catalog.ledger import FileRow
 from openaudience.catalog.migrate import ENVIRONMENTS
 from openaudience.clock import iso
@@ -157,7 +158,7 @@ def _collect(home: Home, staging: Path) -> dict[str, str | int | None]:
                 backup_tables(site.tables, site.tables.versions(), target / "tables", link=True)
             for name in LINKED:
                 copy_tree(site.folder / name, target / name, _files(site.folder / name), link=True)
-            copy_tree(site.folder, target, waiting[site.name], link=True)
+            copy_tree(site.folder, target, [*waiting[site.name], *_baselines(staging / CATALOG, site)], link=True)
     copy_file(home.path / SETTINGS, staging / SETTINGS)
     with storing(staging):
         (staging / KEYS).mkdir(mode=0o700)
@@ -165,6 +166,23 @@ def _collect(home: Home, staging: Path) -> dict[str, str | int | None]:
     keys = [name for name in _files(home.path / KEYS) if not name.endswith(".lock")]
     copy_tree(home.path / KEYS, staging / KEYS, keys)
     return notes
+
+
+def _baselines(catalog: Path, site: Site) -> list[str]:
+    """Paths of what recipients of exports know, as a copy of the catalog says: exports go on from there (OB-67)."""
+    engine = create_engine(sqlite_url(catalog))
+    try:
+        with Session(engine) as session:
+            query = select(ExportBaselineRow).where(ExportBaselineRow.environment == site.name)
+            folders = [site.folder / "exports" / f"{row.destination}/{row.run}" for row in session.scalars(query)]
+    finally:
+        engine.dispose()
+    return [
+        path.relative_to(site.folder).as_posix()
+        for folder in folders
+        for path in sorted((folder / "baseline").rglob("*"))
+        if path.is_file()
+    ]
 
 
 def _waiting(catalog: Path) -> dict[str, list[str]]:

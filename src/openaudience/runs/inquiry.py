@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -269,13 +269,24 @@ class Inquiry:
     def segment_documents(self) -> list[dict[str, Any]]:
         """Segments as the API shows them, with their live populations (OP-18)."""
         populations = self.segment_populations()
-        return [
-            {**document, "population": populations[document["sid"]]} for document in self._documents("segment")
-        ]
+        return [{**document, "population": populations[document["sid"]]} for document in self._documents("segment")]
 
     def destination_documents(self) -> list[dict[str, Any]]:
-        """Destinations as the API shows them (OP-18)."""
-        return self._documents("destination")
+        """Destinations as the API shows them, each mapping with name and state of what it maps (OP-18, API-196)."""
+        found = self._documents("destination")
+        for document in found:
+            labels = document.get("dataExportLabels") or ()
+            document["mappings"] = [
+                {**mapping, **self._element(mapping["sid"], labels)} for mapping in document.get("mappings") or ()
+            ]
+        return found
+
+    def _element(self, sid: int, labels: Collection[str]) -> dict[str, Any]:
+        """Inactive: the segment is paused, or export controls block it (OB-48)."""
+        segment = self.audiences.segments.get(sid)
+        idle = (segment is not None and not segment.active) or bool(self.audiences.blocked(sid, labels))
+        name = self.audiences.traits[sid].name if segment is None else segment.name
+        return {"elementName": name, "elementStatus": "inactive" if idle else "active"}
 
     def _documents(self, name: str) -> list[dict[str, Any]]:
         kind = BY_NAME[name]

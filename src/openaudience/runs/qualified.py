@@ -22,6 +22,7 @@ from openaudience.runs.site import DAY, Site
 from openaudience.runs.upkeep import Expired, Folder
 from openaudience.runs.world import DEVICES, World
 from openaudience.segments.model import Counts
+from openaudience.segments.ordinals import bitmap_of
 from openaudience.vocabulary import UUID_DPID
 
 ACTIVE_AUDIENCE = "ACTIVE_AUDIENCE_TRAIT"
@@ -134,7 +135,7 @@ class WorldQualified:
     def _synced(self, dpid: int) -> BitMap:
         """RT-220."""
         links = self._links(dpid)
-        return BitMap() if links is None else BitMap(links.mapped_devices().astype(np.uint32).tolist())
+        return BitMap() if links is None else bitmap_of(links.mapped_devices())
 
     def _active(self, sources: frozenset[int]) -> BitMap:
         """Devices of the partner that a file reached or synced within 120 days (QL-205)."""
@@ -156,7 +157,7 @@ class WorldQualified:
             positions, at = np.unique(np.asarray(last) >> np.int64(32), return_inverse=True)
             recent = np.array([instants.get(int(position), 0) > since for position in positions], np.bool_)
             if recent.any():
-                found |= BitMap(np.unique(np.asarray(devices)[recent[at]]).astype(np.uint32).tolist())
+                found |= bitmap_of(np.asarray(devices)[recent[at]])
         return found & self._world.known()
 
     # ---- when --------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,6 @@ from pyroaring import BitMap
 
 from openaudience.identity import ecid
 from openaudience.identity.keys import fold, hash_spans
-from openaudience.inbound.decode import Block
 from openaudience.inbound.scan import Rows
 from openaudience.profiles import gathering
 from openaudience.runs.dictionary import Dictionaries, OwnDevice, folded_keys
@@ -35,6 +34,9 @@ from openaudience.vocabulary import (
     REASONS,
     IdKind,
 )
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 USER_LINES = 200
 """Well-formed lines used per user ID and file (IN-26)."""
@@ -85,10 +87,10 @@ def _suspect_rows(counts: Any, shift: Any, k1: Any, reason: Any, first_free: int
     return out[:n]
 
 
-def ordered(scan: Callable[[Block], Any], blocks: Iterator[Block], threads: int = THREADS) -> Iterator[Any]:
-    """Scans blocks in threads while the next one is decoded beside them; gives the results in file order."""
+def ordered(scan: Callable[[T], R], blocks: Iterator[T], threads: int = THREADS) -> Iterator[R]:
+    """Works on blocks in threads while the next one is made beside them; gives the results in the blocks' order."""
     with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as decoder:
-        waiting: deque[Future[Any]] = deque()
+        waiting: deque[Future[R]] = deque()
         following = decoder.submit(next, blocks, None)
         try:
             while (block := following.result()) is not None:
