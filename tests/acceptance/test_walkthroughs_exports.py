@@ -690,3 +690,36 @@ def test_controls_of_segments(tmp_path: Path) -> None:
     account.apply()
     account.tick(11)
     assert account.rows(7301) == [f"{U1} 502 "]
+
+
+@pytest.mark.rule("OP-30", "OP-33", "API-199", "API-196")
+def test_what_is_listed_can_be_pasted(tmp_path: Path) -> None:
+    """The JSON of the lists is workspace text; the recipient may be named as the documentation of fields has it."""
+    given = destination(7301, mapping(3100))
+    given["targetDataSource"] = given.pop("dataSourceId")
+    account = Account(tmp_path, traits=TRAITS, segments=SEGMENTS, destinations=[given])
+    (listed,) = account.product.json("destinations")
+    assert listed["dataSourceId"] == 640
+    before = account.product.run("workspace", "export")
+    account.partner["destinations"] = [listed]
+    account.apply()
+    assert account.product.run("workspace", "export") == before
+
+    def twice(partner: Document) -> None:
+        partner["destinations"][0]["targetDataSource"] = 641
+
+    assert "keep one" in account.refused(twice)
+
+
+@pytest.mark.rule("OB-184", "OP-19")
+def test_what_gets_no_file(tmp_path: Path) -> None:
+    pixel = {"destinationId": 7316, "name": "Pixel", "destinationType": "PUSH"}
+    account = Account(tmp_path, traits=TRAITS, segments=SEGMENTS, destinations=[pixel])
+    with pytest.raises(CommandFailed, match="PUSH"):
+        account.product.run("export", "7316")
+
+    def larger(partner: Document) -> None:
+        form = {"formatId": 1, "name": "Large", "fileName": "x", "row": "<DP_UUID>", "maxFileSize": 10**12 + 1}
+        partner["destinationFormats"] = [form]
+
+    assert "maxFileSize" in account.refused(larger)

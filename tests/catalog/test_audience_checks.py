@@ -16,7 +16,7 @@ from openaudience.catalog.base import open_engine
 from openaudience.catalog.migrate import upgrade
 from openaudience.config import LimitsSection
 
-SOURCES = [
+SOURCES: list[dict[str, Any]] = [
     {"dataSourceId": 10, "name": "CRM", "outboundS2S": True},
     {"dataSourceId": 20, "name": "Inbound only"},
     *(

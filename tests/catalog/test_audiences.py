@@ -211,7 +211,7 @@ def test_fields_of_destinations(desk: Desk) -> None:
     }
     desk.apply(workspace(fields))
     full = desk.audiences().destinations[5]
-    assert (full.active, full.alias, full.labels) == (False, "acct", {"PII"})
+    assert (full.active, full.alias, full.labels) == (False, "acct", frozenset({"PII"}))
     assert (full.unsegment, full.accepts_device_ids, full.sync_type, full.lookback) == (False, False, "platform", 30)
     assert (full.incremental, full.full, full.iter_content, full.sample) == (None, 7, "state", 8)
     assert full.in_file_sources is None

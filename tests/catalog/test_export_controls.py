@@ -58,7 +58,7 @@ def test_the_controls_of_a_segment_are_a_union() -> None:
     sources = {1: 10, 2: 20, 3: 0, 4: 30}
     members = {3: [4]}
     for chosen in product([False, True], repeat=5):
-        codes = {10: [], 20: [], 30: [], 40: [], 0: []} | {
+        codes: dict[int, list[str]] = {10: [], 20: [], 30: [], 40: [], 0: []} | {
             dpid: [code] for dpid, code, on in zip((10, 20, 30, 40), CODES, chosen, strict=False) if on
         }
         on_rule = ["PII"] if chosen[4] else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -173,8 +174,8 @@ def test_runs_of_one_destination_never_overlap(make: Make) -> None:
 
 @pytest.mark.rule("OB-10", "OB-27")
 def test_what_does_not_deliver_is_refused(make: Make) -> None:
-    office = make({"status": "INACTIVE", **DAILY}, {"batch": False, "realTime": True, "serverId": None, **DAILY})
-    for number in (7301, 7302, 7399):
+    office = make({"status": "INACTIVE", **DAILY})
+    for number in (7301, 7399):
         assert office.refused(lambda number=number: office.runner.enter([number], "iter"))  # type: ignore[misc]
     assert office.scheduled() == []
     beta = Runner(office.site.__class__(office.site.home, "beta"), connect=office.receivers.connect)
@@ -182,6 +183,9 @@ def test_what_does_not_deliver_is_refused(make: Make) -> None:
     assert beta.enter_due() == []
     assert office.documents() == []
     assert beta.register.unfinished() == []
+    inactive = office.runner.configured().destinations[7301]
+    assert "batch" in str(office.runner.refusal(replace(inactive, active=True, batch=False)))
+    assert office.runner.refusal(replace(inactive, active=True)) is None
 
 
 @pytest.mark.rule("OB-10")
@@ -358,7 +362,7 @@ def test_a_full_run_counts_until_an_iter_run_was_delivered(make: Make) -> None:
 
 @pytest.mark.rule("OB-73", "OB-67")
 def test_a_full_run_with_a_filter_is_never_built_on(make: Make) -> None:
-    office = make({"syncType": "CUSTOMER", "syncLookback": "30d"})
+    office = make({"syncType": "customer", "syncLookback": "30d"})
     office.gain("a")
     office.run(mode="full")
     assert office.receivers[1].rows("_full_") == ["a1 3100 "]
@@ -433,6 +437,26 @@ def test_a_failed_run_is_not_sent_after_later_ones(make: Make) -> None:
     office.at(11)
     assert office.refused(lambda: office.runner.enter_again(999))
     assert [name for name in office.receivers[1].log if "1709992800000" in name] == []
+
+
+@pytest.mark.rule("OB-210", "OB-67")
+def test_of_two_failed_runs_the_second_is_not_sent_after_the_first(make: Make) -> None:
+    """It was compared with what the recipient had before either, so it does not say that a1 has left."""
+    office = make()
+    office.receivers[1].trouble = failing("")
+    office.gain("a")
+    (first,) = office.scheduled()
+    office.lose("a")
+    office.gain("b")
+    office.at(10)
+    (second,) = office.scheduled()
+    office.receivers[1].trouble = lambda name: None
+    again = [office.runner.enter_again(run) for run in (first.run, second.run)]
+    assert [row.state for row in office.runner.finish(again)] == ["delivered", "failed"], "asked for before the first"
+    assert office.refused(lambda: office.runner.enter_again(second.run))
+    office.at(11)
+    office.scheduled()
+    assert office.receivers[1].rows("_iter_1710165600000") == ["a1  3100", "b1 3100 "]
 
 
 @pytest.mark.rule("OB-210", "OB-327")

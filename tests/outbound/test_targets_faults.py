@@ -65,9 +65,9 @@ def port_of(peer: Peer) -> int:
 
 
 @contextmanager
-def behind_a_line(kind: str, store: Callable[[str], Peer], bucket: str) -> Iterator[Peer]:
+def behind_a_line(kind: str, request: pytest.FixtureRequest, bucket: str) -> Iterator[Peer]:
     if kind == "s3":
-        yield store(bucket)
+        yield request.getfixturevalue("store")(bucket)
         return
     with REMOTE[kind]() as peer:
         yield peer
@@ -77,9 +77,9 @@ def behind_a_line(kind: str, store: Callable[[str], Peer], bucket: str) -> Itera
 @pytest.mark.parametrize("silent", [False, True], ids=["cut", "silent"])
 @pytest.mark.parametrize("kind", ["openssh", "own-sftp", "s3"])
 def test_a_line_that_breaks_leaves_nothing_that_looks_whole_and_the_retry_mends_it(
-    kind: str, silent: bool, store: Callable[[str], Peer], file: Path
+    kind: str, silent: bool, request: pytest.FixtureRequest, file: Path
 ) -> None:
-    with behind_a_line(kind, store, f"line-{silent}".lower()) as peer:
+    with behind_a_line(kind, request, f"line-{silent}".lower()) as peer:
         with Line(port_of(peer), 3 * MIB, silent=silent) as line:
             told = "silent for 1 s" if silent else "transfer"
             opened = open_target(through(peer, line), peer.secrets, replace(PATIENCE, idle=1.0))
@@ -190,19 +190,21 @@ def test_where_nobody_may_read_a_file_of_the_same_size_is_taken_for_ours(file: P
 
 
 @pytest.mark.rule("OB-211")
-def test_a_place_that_may_not_be_written_is_told(store: Callable[[str], Peer], file: Path) -> None:
-    with (
-        peers.openssh("-R") as peer,
-        peer.open() as target,
-        pytest.raises(DeliveryFailed, match=r"permission: .*denied"),
-    ):
+def test_a_place_that_may_not_be_written_is_told() -> None:
+    told = r"permission: .*denied"
+    with peers.openssh("-R") as peer, peer.open() as target, pytest.raises(DeliveryFailed, match=told):
         target.test()
-    with (
-        peers.vsftpd(write_enable="NO") as peer,
-        peer.open() as target,
-        pytest.raises(DeliveryFailed, match=r"permission: .*550"),
-    ):
+
+
+@pytest.mark.rule("OB-211")
+def test_a_place_that_may_not_be_written_is_told_by_ftp_in_its_own_words() -> None:
+    told = r"permission: .*550"
+    with peers.vsftpd(write_enable="NO") as peer, peer.open() as target, pytest.raises(DeliveryFailed, match=told):
         target.test()
+
+
+@pytest.mark.rule("OB-211")
+def test_a_bucket_that_may_not_be_written_is_told(store: Callable[[str], Peer]) -> None:
     with store("denied").open(access_key=READER) as target, pytest.raises(DeliveryFailed, match="permission: Access"):
         target.test()
 
@@ -327,11 +329,14 @@ def test_a_server_that_takes_no_data_is_not_waited_for(file: Path) -> None:
 
 @pytest.mark.rule("OB-209")
 def test_a_server_that_tells_no_sizes_is_asked_for_its_list(file: Path) -> None:
-    with scripted({"SIZE": "502 never heard of it"}) as (server, target):
+    with scripted({"SIZE": "502 never heard of it", "RNFR": "350 to what?"}) as (server, target):
         server.listing = [NAME]
         with pytest.raises(DeliveryRefused, match="exists"):
             target.put(file, NAME, run=RUN, again=False)
         assert "STOR" not in server.commands
+        server.listing = [f"{NAME}.tmp"]
+        target.put(file, NAME, run=RUN, again=False)
+        assert server.commands[-2:] == ["RNFR", "RNTO"]
 
 
 def test_a_server_that_lost_a_part_is_not_believed(file: Path) -> None:

@@ -131,7 +131,7 @@ def test_health_readiness_and_metrics(everything: All) -> None:
     document = json.loads(text)
     assert (status, document["ready"]) == (200, True), text
     assert set(document["checks"]) == {
-        "disk", "catalog", "ftp", "sftp", "intake", "worker-production", "worker-beta", "mail", "web",
+        "disk", "catalog", "ftp", "sftp", "intake", "worker-production", "worker-beta", "mail", "export", "web",
     }  # fmt: skip
     files = everything.ledger.files()
     received = sum(receipt["records_received"] for receipt in everything.ledger.receipts())

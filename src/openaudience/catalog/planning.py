@@ -183,8 +183,19 @@ class Planner:
                 if node is None:
                     continue
             for item in self._items(node, kind.key):
+                self._rename(kind, item)
                 if kind.name != "trait" or not self._kept_by_the_platform(item):
                     yield kind, item, partner.source, partner
+
+    def _rename(self, kind: Kind, node: Node) -> None:
+        """Puts fields that are given under another name under their own."""
+        for other, name in kind.other_names:
+            if other in node.value and name in node.value:
+                self.report(node.keys[other], f"{other} and {name} are one field; keep one of them")
+                del node.value[other]
+            elif other in node.value:
+                node.value[name] = node.value.pop(other)
+                node.keys[name] = node.keys.pop(other)
 
     def _kept_by_the_platform(self, node: Node) -> bool:
         """Whether an entry is one of the platform's own traits as the API lists them: they are what they are."""

@@ -54,6 +54,7 @@ class Field:
 class Kind:
     """A kind of object: its key under a partner, its identifier, and how an entry without it is found (OP-35).
 
+    ``other_names``: names that a field may be given under, with its own (API-199).
     ``login``: its secrets prove who somebody is, so they are kept hashed; other secrets are sealed (OP-36).
     """
 
@@ -69,6 +70,7 @@ class Kind:
     login: bool = False
     fold: bool = False
     label: str = "name"
+    other_names: tuple[tuple[str, str], ...] = ()
 
 
 def _text(required: bool = False, high: int | None = None, default: str | None = None, nullable: bool = False) -> Field:
@@ -445,6 +447,7 @@ KINDS: tuple[Kind, ...] = (
         ("name",),
         DESTINATION_FIELDS,
         sequence="destination",
+        other_names=(("targetDataSource", "dataSourceId"),),
         ignored=frozenset({"tagType", "transferMethod", "uparamEnabled", "masterDataSourceIdType"}),
     ),
     Kind(
@@ -526,6 +529,7 @@ def json_schema() -> dict[str, Any]:
 
 def _object(kind: Kind) -> dict[str, Any]:
     properties: dict[str, Any] = {name: _property(field) for name, field in kind.fields.items()}
+    properties |= {other: properties[name] for other, name in kind.other_names}
     if kind.identifier:
         properties[kind.identifier] = {"type": "integer", "minimum": 1, "maximum": NUMBER_MAX}
     if kind.name in FOLDER_TREES:
@@ -604,6 +608,17 @@ def _property(field: Field) -> dict[str, Any]:
 
 
 LIST_IGNORED = frozenset(
-    {"mappingId", "destinationMappingId", "elementStatus", "elementName", "elementDescription", "activeSince"}
+    {
+        "mappingId",
+        "destinationMappingId",
+        "destinationId",
+        "elementStatus",
+        "elementName",
+        "elementDescription",
+        "traitValue",
+        "tagCode",
+        "secureTagCode",
+        "activeSince",
+    }
 )
 """Server-written keys of entries nested in an object (mappings)."""

@@ -136,8 +136,13 @@ def _destination(runner: Runner, text: str) -> int:
     """The number of a destination that is named by number or name. Raises InputError."""
     if runner.site.beta:
         raise InputError(f"nothing was exported: {runner.refusal(None)}")
-    found = {number: one.name for number, one in runner.configured().destinations.items()}
-    return _chosen(found, text, "destination", "`workspace export` shows them")
+    configured = runner.configured()
+    every = configured.documents("destinations")
+    names = {number: str(document["name"]) for number, (_, document) in every.items()}
+    number = _chosen(names, text, "destination", "`openaudience destinations` lists them")
+    if number not in configured.destinations:
+        raise InputError(f"destination {number} is of type {every[number][1]['destinationType']}: it gets no files")
+    return number
 
 
 def _chosen(found: Mapping[int, str], text: str, what: str, where: str) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 
 from openaudience.errors import DeliveryFailed, DeliveryRefused
 from openaudience.outbound.servers import FINGERPRINT, Server, fingerprint
-from openaudience.outbound.targets import BLOCK, FolderTarget, Timeouts, Voice, reading, reason
+from openaudience.outbound.targets import BLOCK, UNKNOWN, FolderTarget, Timeouts, Voice, reading, reason
 
 PACKET = 1 << 16
 """Bytes handed over at a time; each has to leave within the time that a silent server is given."""
@@ -60,7 +60,7 @@ class FtpTarget(FolderTarget):
             except ftplib.error_perm as error:
                 if _code(error) not in NO_SUCH_COMMAND:
                     return None
-            return -1 if self._listed(ftp, place) else None
+            return UNKNOWN if self._listed(ftp, place) else None
 
     def read(self, place: str) -> Generator[bytes]:
         with self._told(place):

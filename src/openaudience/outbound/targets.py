@@ -22,6 +22,7 @@ from openaudience.outbound.servers import Server
 
 WRITE_TEST = ".aam-write-test"
 UNFINISHED = ".tmp"
+UNKNOWN = -1
 BLOCK = 1 << 18
 LONGEST_SAYING = 200
 """Characters of what a server says that an error repeats."""
@@ -238,7 +239,7 @@ class FolderTarget(ABC):
         try:
             self.write(path, upload)
             there = self.size(upload)
-            if there is not None and there != sent:
+            if there not in (None, UNKNOWN, sent):
                 raise self.voice.answered("transfer", f"{upload} has {there} bytes there, and {sent} here")
             if upload != final:
                 self._move(upload, final)
@@ -266,7 +267,7 @@ class FolderTarget(ABC):
 
     @abstractmethod
     def size(self, place: str) -> int | None:
-        """Bytes of a remote file; None if there is none, or the server does not tell."""
+        """Bytes of a remote file, UNKNOWN if only that it is there; None if there is none, or nobody tells."""
 
     @abstractmethod
     def read(self, place: str) -> Generator[bytes]:

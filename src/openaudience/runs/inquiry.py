@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,10 +12,9 @@ import polars as pl
 from pyroaring import BitMap
 from sqlalchemy import or_, select
 
+from openaudience.catalog.audience_documents import destination_documents, segment_documents
 from openaudience.catalog.audiences import Audiences
 from openaudience.catalog.ledger import FileRow, JobRow, LoadRow, SampleRow
-from openaudience.catalog.schema import BY_NAME
-from openaudience.catalog.tables import DocumentRow
 from openaudience.clock import iso
 from openaudience.errors import InputError
 from openaudience.identity.ecid import to_uuid
@@ -269,31 +268,14 @@ class Inquiry:
     def segment_documents(self) -> list[dict[str, Any]]:
         """Segments as the API shows them, with their live populations (OP-18)."""
         populations = self.segment_populations()
-        return [{**document, "population": populations[document["sid"]]} for document in self._documents("segment")]
+        return [
+            {**document, "population": populations[document["sid"]]} for document in segment_documents(self.audiences)
+        ]
 
     def destination_documents(self) -> list[dict[str, Any]]:
-        """Destinations as the API shows them, each mapping with name and state of what it maps (OP-18, API-196)."""
-        found = self._documents("destination")
-        for document in found:
-            labels = document.get("dataExportLabels") or ()
-            document["mappings"] = [
-                {**mapping, **self._element(mapping["sid"], labels)} for mapping in document.get("mappings") or ()
-            ]
-        return found
-
-    def _element(self, sid: int, labels: Collection[str]) -> dict[str, Any]:
-        """Inactive: the segment is paused, or export controls block it (OB-48)."""
-        segment = self.audiences.segments.get(sid)
-        idle = (segment is not None and not segment.active) or bool(self.audiences.blocked(sid, labels))
-        name = self.audiences.traits[sid].name if segment is None else segment.name
-        return {"elementName": name, "elementStatus": "inactive" if idle else "active"}
-
-    def _documents(self, name: str) -> list[dict[str, Any]]:
-        kind = BY_NAME[name]
-        query = select(DocumentRow).where(DocumentRow.environment == self.site.name, DocumentRow.kind == kind.key)
+        """Destinations as the API shows them (OP-18)."""
         with self.site.reading() as session:
-            rows = session.scalars(query.order_by(DocumentRow.number)).all()
-            return [{kind.identifier: row.number, "pid": row.pid, **row.document} for row in rows]
+            return destination_documents(self.site.catalog, session, self.audiences)
 
     def source_documents(self) -> list[dict[str, Any]]:
         """Data sources as the API shows them, with the devices mapped to each (RT-221)."""
