@@ -701,7 +701,9 @@ def test_what_is_listed_can_be_pasted(tmp_path: Path) -> None:
     (listed,) = account.product.json("destinations")
     assert listed["dataSourceId"] == 640
     before = account.product.run("workspace", "export")
-    account.partner["destinations"] = [listed]
+    lists = {kind: account.product.json(kind.lower()) for kind in ("dataSources", "traits", "segments", "destinations")}
+    lists["dataSources"] = [one for one in lists["dataSources"] if one["pid"] == 1510]
+    account.partner |= lists
     account.apply()
     assert account.product.run("workspace", "export") == before
 

@@ -355,6 +355,7 @@ KINDS: tuple[Kind, ...] = (
         sequence="dpid",
         ignored=frozenset(
             {
+                "synced_devices",
                 "deviceGraph",
                 "deviceGraphName",
                 "samplingStartTime",
@@ -383,7 +384,9 @@ KINDS: tuple[Kind, ...] = (
         ("name",),
         TRAIT_FIELDS,
         sequence="sid",
-        ignored=frozenset({"traitRuleVersion", "url", "traits", "mappableTraits", "codeViewOnly", "expressionTree"}),
+        ignored=frozenset(
+            {"population", "traitRuleVersion", "url", "traits", "mappableTraits", "codeViewOnly", "expressionTree"}
+        ),
     ),
     Kind(
         "mergeRule",
@@ -402,6 +405,7 @@ KINDS: tuple[Kind, ...] = (
         sequence="sid",
         ignored=frozenset(
             {
+                "population",
                 "codeViewOnly",
                 "traitDataSourceIds",
                 "inUse",

@@ -116,14 +116,14 @@ class Applier:
     def _run(self, groups: Sequence[Group], lease: Lease) -> None:
         site = self.site
         faults.reach("taken")
-        run = Run(site, self.reader, self.own_device, groups)
+        run = Run(site, self.reader, self.own_device, self.memberships, groups)
         run.read()
         faults.reach("read")
         at = site.instant()
         changes = bool(run.accepted) and not site.beta
         if changes:
             run.apply(at)
-            run.judge(self.memberships, at)
+            run.judge(at)
             faults.reach("applied")
             self.commit_rows(run.rows.finish())
             self.write_manifest(run.draft, at)

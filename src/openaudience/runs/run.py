@@ -88,12 +88,20 @@ class Taken:
 class Run:
     """Reads and applies the files of one run. Nothing becomes visible: the draft and the rows can be forgotten."""
 
-    def __init__(self, site: Site, reader: Reader, own_device: OwnDevice, groups: Sequence[Group]) -> None:
+    def __init__(
+        self,
+        site: Site,
+        reader: Reader,
+        own_device: OwnDevice,
+        memberships: Memberships,
+        groups: Sequence[Group],
+    ) -> None:
         self.site = site
         self.started = site.now()
         self.taken: list[Taken] = []
         self._reader = reader
         self._own_device = own_device
+        self._memberships = memberships
         self._groups = groups
         self._rulesets: dict[tuple[int | None, Layout], tuple[Ruleset, str]] = {}
         self._count = 0
@@ -135,6 +143,12 @@ class Run:
             first = advance(session, self.site.name, LOADS, count)
             # taken for good by the decision, so that a crash leaves no gap in the order
             return iter(range(first, first + count)), counter(session, self.site.name, POSITIONS)
+
+    @cached_property
+    def _follows_mappings(self) -> bool:
+        """Whether any segment depends on mappings; else nobody needs to know whose changed."""
+        definitions = self._memberships.definitions()
+        return bool(definitions.by_mappings or definitions.by_activity)
 
     @property
     def accepted(self) -> list[Accepted]:
@@ -207,6 +221,8 @@ class Run:
 
     def _touch_linked(self, sync: SyncReading) -> None:
         """What an ID sync says is gone after its reading: whose mappings may have changed is noted now."""
+        if not self._follows_mappings:
+            return
         self._touch_made(sync.ids)
         self.touched.profile(DEVICES, sync.named)
         for (dpid, to), several in sync.pairs.items():
@@ -215,6 +231,8 @@ class Run:
             self.touched.profile(to, bitmap(np.concatenate([pairs.other for pairs in several])))
 
     def _touch_made(self, ids: Dictionaries) -> None:
+        if not self._follows_mappings:
+            return
         for dpid, pairs in made_pairs(ids):
             self.touched.sources.add(dpid)
             self.touched.profile(DEVICES, bitmap(pairs.other))
@@ -254,11 +272,11 @@ class Run:
             one.outcome.with_traits(one.reading, removed)
             self.rows.absorb(one.application.rows)
 
-    def judge(self, memberships: Memberships, at: int) -> None:
+    def judge(self, at: int) -> None:
         """Evaluates segments for the profiles that the files touched (QL-904)."""
         before = World.of(self.site.generations, self.draft.base)
         loads = [*self._loads, *(one.as_load(at) for one in self.accepted)]
-        self.judged = memberships.follow(self.draft, before, loads, self.touched, at, self.rows)
+        self.judged = self._memberships.follow(self.draft, before, loads, self.touched, at, self.rows)
 
 
 def findings(reading: Reading) -> Iterator[FileWarning]:
