@@ -39,8 +39,8 @@ FLOORS: dict[str, int] = {
     "profiles": 6,
     "segments": 6,
     "runs": 7,
-    "bench": 7,
     "exports": 8,
+    "bench": 9,
     "serve": 9,
     "cli": 10,
     "__main__": 11,
@@ -54,7 +54,7 @@ BLIND: dict[str, frozenset[str]] = {
     "outbound": frozenset({"rules", "catalog", "inbound", "config"}),
     "profiles": frozenset({"rules", "inbound"}),
     "segments": frozenset({"inbound", "dropoff", "outbound", "store", "config"}),
-    "bench": frozenset({"home", "profiles", "inbound", "store"}),
+    "bench": frozenset({"inbound", "store"}),
 }
 
 ONLY_IN: dict[str, str] = {"typer": "cli", f"{PACKAGE}.bench": "cli"}

@@ -258,7 +258,7 @@ ERRORS: list[tuple[tuple[object, ...], int, str]] = [
     (("profile", "x:y"), 1, "write a 38-digit UUID, or DPID:user ID"),
     (("profile", "999:y"), 1, "no data source 999"),
     (("profile", "5001:c-1"), 1, "compared exactly"),
-    (("why", "5001:C-1", "1"), 1, "no trait 1"),
+    (("why", "5001:C-1", "1"), 1, "no trait or segment 1"),
     (("why", "5001:C-1", "x"), 2, "SID"),
     (("receipt", "99"), 1, "`openaudience jobs`"),
     (("receipt", "x"), 2, "job"),

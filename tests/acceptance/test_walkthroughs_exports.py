@@ -691,6 +691,14 @@ def test_controls_of_segments(tmp_path: Path) -> None:
     account.tick(11)
     assert account.rows(7301) == [f"{U1} 502 "]
 
+    # blocked and free again between two runs: what was delivered is forgotten all the same
+    account.product.now += timedelta(hours=1)
+    for controls in (["PII"], []):
+        free["dataExportRestrictions"] = controls
+        account.apply()
+    account.tick(12)
+    assert account.rows(7301) == [f"{U1} 502 "]
+
 
 @pytest.mark.rule("OP-30", "OP-33", "API-199", "API-196")
 def test_what_is_listed_can_be_pasted(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Runs a program and measures it: wall time, and peak memory of its own.
+"""Runs a program and measures it: wall time, and peak memory of its own. And a clock for work in this process.
 
 Memory of its own is anonymous memory: pages of mapped files are page cache, which the system takes back when it
 needs it (OP-51). On Linux it is read while the program runs, children included; elsewhere the peak of the
@@ -28,6 +28,30 @@ class Measured:
     seconds: float
     peak: int
     output: str
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Seconds on the clock, and of processors."""
+
+    seconds: float
+    processor: float
+
+
+class Clock:
+    """Measures from its making on, child processes that ended included."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._used = _used()
+
+    def taken(self) -> Taken:
+        return Taken(time.perf_counter() - self._started, _used() - self._used)
+
+
+def _used() -> float:
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
 
 
 def run(command: Sequence[str], environ: Mapping[str, str] | None = None) -> Measured:

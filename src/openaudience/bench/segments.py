@@ -6,9 +6,7 @@ same questions in SQL, the many segments by a sample: rows (trait, profile) sort
 
 from __future__ import annotations
 
-import os
 import statistics
-import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +15,7 @@ import numpy as np
 import polars as pl
 from pyroaring import BitMap
 
+from openaudience.bench.measure import Clock, Taken
 from openaudience.bench.peers import missing
 from openaudience.catalog.audiences import BUILT_IN
 from openaudience.errors import SystemFailure, UsageError
@@ -71,28 +70,6 @@ class Measure:
     seconds: float | None
     processor: float | None
     about: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Taken:
-    seconds: float
-    processor: float
-
-
-class _Clock:
-    """Measures from its making on, child processes that ended included."""
-
-    def __init__(self) -> None:
-        self._started = time.perf_counter()
-        self._used = _used()
-
-    def taken(self) -> _Taken:
-        return _Taken(time.perf_counter() - self._started, _used() - self._used)
-
-
-def _used() -> float:
-    used = os.times()
-    return used.user + used.system + used.children_user + used.children_system
 
 
 def rule(a: int, b: int, c: int, d: int, e: int) -> SegmentTree:
@@ -180,7 +157,7 @@ class _Size:
         self._overlaps()
         return self._results
 
-    def _put(self, question: str, runner: str, taken: Sequence[_Taken], about: str) -> None:
+    def _put(self, question: str, runner: str, taken: Sequence[Taken], about: str) -> None:
         seconds = statistics.median(one.seconds for one in taken)
         processor = statistics.median(one.processor for one in taken)
         self._results.append(Measure(self._profiles, question, runner, seconds, processor, about))
@@ -191,7 +168,7 @@ class _Size:
         for turn in range(1 if keep else self._plan.runs):
             self._say(f"{self._profiles:,} profiles: {question}, run {turn + 1}")
             joined = left = 0
-            clock = _Clock()
+            clock = Clock()
             for change in Evaluation(self._segments, self._traits, _no_links, 0).changes(before):
                 joined += len(change.joined.get(DEVICES, ()))
                 left += len(change.left.get(DEVICES, ()))
@@ -223,7 +200,7 @@ class _Size:
         taken = []
         for sid in range(min(ESTIMATES, self._plan.segments)):
             tree = rule(*self._five[sid])
-            clock = _Clock()
+            clock = Clock()
             found += len(evaluate(tree, self._leaf))
             taken.append(clock.taken())
         self._put("estimate", "segments", taken, f"one rule, {found // len(taken):,} profiles on average")
@@ -237,7 +214,7 @@ class _Size:
         taken = []
         for turn in range(self._plan.runs):
             self._say(f"{self._profiles:,} profiles: overlaps, run {turn + 1}")
-            clock = _Clock()
+            clock = Clock()
             sets = [{DEVICES: self._traits.members(DEVICES, sid)} for sid in range(self._plan.overlaps)]
             both = overlaps(sets, sets).both
             taken.append(clock.taken())
@@ -268,7 +245,7 @@ class _Size:
         taken = []
         for sid in sample:
             a, b, c, d, e = self._five[sid]
-            clock = _Clock()
+            clock = Clock()
             found = connection.execute(
                 f"""
                 SELECT count(DISTINCT profile) FROM facts WHERE trait IN ({a}, {b})
@@ -281,11 +258,11 @@ class _Size:
                 raise SystemFailure(f"bench: DuckDB finds {found} members of segment {sid}")
         self._put("estimate", "duckdb", taken, "one rule")
         factor = self._plan.segments / len(taken)
-        reckoned = _Taken(factor * sum(one.seconds for one in taken), factor * sum(one.processor for one in taken))
+        reckoned = Taken(factor * sum(one.seconds for one in taken), factor * sum(one.processor for one in taken))
         about = f"reckoned from {len(taken)} segments, counted only, nothing compared"
         self._put("re-evaluation", "duckdb", [reckoned], about)
         self._say(f"{self._profiles:,} profiles: DuckDB, overlaps")
-        clock = _Clock()
+        clock = Clock()
         rows = connection.execute(
             f"""
             SELECT one.trait, other.trait, count(*) FROM facts AS one JOIN facts AS other USING (profile)

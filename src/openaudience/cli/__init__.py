@@ -499,7 +499,7 @@ def serve(
 def bench_ingest(
     context: typer.Context,
     sizes: Annotated[
-        str | None, typer.Option(help="Multiples of the base size; with --segments numbers of profiles.")
+        str | None, typer.Option(help="Multiples of the base size; with --segments or --exports numbers of users.")
     ] = None,
     runs: Annotated[int, typer.Option(help="Runs of which the median is shown.")] = 3,
     peers: Annotated[str | None, typer.Option(help="Which systems to run, by comma.")] = None,
@@ -509,6 +509,7 @@ def bench_ingest(
     records: Annotated[int | None, typer.Option(help="Records of the base size.")] = None,
     append: Annotated[Path | None, typer.Option(help="Append the table to this file.")] = None,
     segments: Annotated[bool, typer.Option("--segments", help="Measure segments instead, beside DuckDB.")] = False,
+    exports: Annotated[bool, typer.Option("--exports", help="Measure exports instead, beside DuckDB.")] = False,
 ) -> int:
     """Measure ingest against the floor, DuckDB, Polars and Spark on this machine."""
     from openaudience.cli import bench as benching
@@ -517,6 +518,10 @@ def bench_ingest(
     if segments:
         return benching.bench_segments(
             sizes or benching.PROFILES, runs=runs, seed=seed, append=append, as_json=options.as_json
+        )
+    if exports:
+        return benching.bench_exports(
+            sizes or benching.USERS, runs=runs, seed=seed, append=append, as_json=options.as_json
         )
     chosen = {
         name: value for name, value in (("sizes", sizes), ("peers", peers), ("forms", forms)) if value is not None

@@ -8,11 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
-from openaudience.bench import generator, harness, segments
+from openaudience.bench import exports, generator, harness, segments
 from openaudience.clock import system_clock
 from openaudience.errors import UsageError
 
 PROFILES = "1000000,10000000"
+USERS = "1000000"
 
 
 def bench(
@@ -56,13 +57,29 @@ def bench_segments(
     as_json: bool = False,
 ) -> int:
     """Measure segments and overlaps beside DuckDB on generated traits (OP-53); otherwise as ``bench``."""
-    try:
-        sizes = tuple(int(size) for size in _listed(profiles))
-    except ValueError:
-        raise UsageError(f"bench: --sizes must be whole numbers of profiles, by comma, not {profiles!r}") from None
-    plan = segments.SegmentPlan(sizes, runs=runs, seed=seed).checked()
+    plan = segments.SegmentPlan(_numbers("profiles", profiles), runs=runs, seed=seed).checked()
     results = segments.measure_segments(plan, _say)
     return _shown(segments.told(plan), segments.table(results), [asdict(one) for one in results], append, as_json)
+
+
+def bench_exports(
+    users: str = USERS,
+    runs: int = 3,
+    seed: int = 2026,
+    append: Path | None = None,
+    as_json: bool = False,
+) -> int:
+    """Measure exports before delivery beside DuckDB on generated users (OP-53); otherwise as ``bench``."""
+    plan = exports.ExportPlan(_numbers("users", users), runs=runs, seed=seed).checked()
+    results = exports.measure_exports(plan, _say)
+    return _shown(exports.told(plan), segments.table(results), [asdict(one) for one in results], append, as_json)
+
+
+def _numbers(what: str, sizes: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(size) for size in _listed(sizes))
+    except ValueError:
+        raise UsageError(f"bench: --sizes must be whole numbers of {what}, by comma, not {sizes!r}") from None
 
 
 def _say(text: str) -> None:

@@ -74,7 +74,9 @@ class LocalTarget(FolderTarget):
             yield
         except PermissionError as error:
             raise self.voice.answered("permission", f"{place}: {reason(error)}; let this account write there") from None
-        except (FileNotFoundError, NotADirectoryError):
+        except NotADirectoryError:
+            raise self.voice.answered("path", f"{self.folder} is no folder; correct directory") from None
+        except FileNotFoundError:
             raise self.voice.answered("path", f"{self.folder} is not there; make it, or correct directory") from None
         except OSError as error:
             step = "space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "transfer"

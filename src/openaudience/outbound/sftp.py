@@ -57,8 +57,10 @@ class SftpTarget(FolderTarget):
         left = asyncio.all_tasks(loop)
         for task in left:
             task.cancel()
-        with suppress(Exception):
-            loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        if left:
+            # without any it would make a loop of its own, that nobody closes
+            with suppress(Exception):
+                loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
         loop.close()
 
     # ---- steps -----------------------------------------------------------------------------------------------
