@@ -262,7 +262,7 @@ def test_mappings_say_what_they_map_and_whether_it_goes_out(desk: Desk) -> None:
     assert shown(desk)[6][20]["elementStatus"] == "active"
 
 
-@pytest.mark.rule("API-97", "API-116", "QL-704")
+@pytest.mark.rule("API-97", "API-116", "QL-704", "QL-1020")
 def test_segments_as_the_api_shows_them(desk: Desk) -> None:
     desk.apply(workspace())
     first, second = segment_documents(desk.audiences())
@@ -276,7 +276,18 @@ def test_segments_as_the_api_shows_them(desk: Desk) -> None:
         "deviceOption": "DEVICE",
     }
     desk.apply(only(mergeRules=[rule]))
-    assert [one["mergeRuleDataSourceId"] for one in segment_documents(desk.audiences())] == [800, 800]
+    new = {"sid": 29, "name": "New", "dataSourceId": 10, "segmentRule": first["segmentRule"]}
+    desk.apply(only(segments=[new, {"sid": first["sid"], "name": "Named again"}]))
+
+    def rules() -> list[int]:
+        return [one["mergeRuleDataSourceId"] for one in segment_documents(desk.audiences())]
+
+    # what was made before the rule keeps the built-in one
+    assert rules() == [0, 0, 800]
+    desk.apply(only(mergeRules=[{**rule, "mergeRuleDataSourceId": 801, "name": "N", "isDefault": True}]))
+    assert rules() == [0, 0, 800]
+    desk.apply(only(segments=[{"sid": first["sid"], "mergeRuleDataSourceId": 0}]))
+    assert rules() == [801, 0, 800]
 
 
 def test_instants_are_whole_seconds(desk: Desk) -> None:

@@ -224,7 +224,7 @@ def blocked(desk: Desk) -> dict[int, frozenset[str]]:
 
 
 @pytest.mark.rule("OB-48", "OB-33", "QL-1409")
-@pytest.mark.parametrize("way", ["label", "control", "merge rule", "folder", "default"])
+@pytest.mark.parametrize("way", ["label", "control", "merge rule", "folder"])
 def test_a_clash_that_comes_later_stops_the_mapping_until_it_goes(desk: Desk, way: str) -> None:
     """It is allowed, other segments go out, and the mapping starts anew when its cause goes."""
     rule = {
@@ -234,32 +234,24 @@ def test_a_clash_that_comes_later_stops_the_mapping_until_it_goes(desk: Desk, wa
         "deviceOption": "DEVICE",
     }
     graph = rule | {"mergeRuleDataSourceId": 801, "name": "G", "deviceOption": "EXTERNAL_GRAPH"}
-    free = {"sid": 21, "name": "R", "mergeRuleDataSourceId": 0}
     segment = {"sid": 20, "name": "S"}
     start = {
         "label": [control("PII"), label()],
         "control": [label("PII")],
         "merge rule": [label("PII"), {"segments": [segment | {"mergeRuleDataSourceId": 801}]}],
         "folder": [label("PII"), control("PII"), {"segments": [segment | {"segmentRule": f"{FOLDER_1}T"}]}],
-        "default": [
-            label("PII"),
-            {"mergeRules": [graph | {"dataExportRestrictions": ["PII"]}]},
-            {"segments": [free | {"mergeRuleDataSourceId": 800}]},
-        ],
     }[way]
     come = {
         "label": label("PII"),
         "control": control("PII"),
         "merge rule": {"mergeRules": [graph | {"dataExportRestrictions": ["PII"]}]},
         "folder": {"traits": [{"sid": 11, "folderId": 2}]},
-        "default": {"mergeRules": [graph | {"isDefault": True}]},
     }[way]
     go = {
         "label": label("ONSITE_ADS"),
         "control": control(),
         "merge rule": {"mergeRules": [graph | {"dataExportRestrictions": []}]},
         "folder": {"traits": [{"sid": 11, "folderId": 0}]},
-        "default": {"mergeRules": [rule | {"isDefault": True}]},
     }[way]
     desk.apply(partner(mergeRules=[rule, graph]))
     for text in start:

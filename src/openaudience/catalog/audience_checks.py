@@ -73,6 +73,7 @@ def check_audiences(plan: Planner, limits: LimitsSection, warnings: list[Mistake
         _default(plan, pid)
         _numbers_of_rules(plan, pid, limits)
     _kept_default(plan)
+    _take_default(plan)
     _meetings(plan)
     _numbers_of_destinations(plan)
 
@@ -175,6 +176,17 @@ def _numbers_of_rules(plan: Planner, pid: int, limits: LimitsSection) -> None:
 
 def _wide(rule: Entry) -> bool:
     return rule.document.get("authenticatedOption") == "ALL_CROSS_DEVICE"
+
+
+def _take_default(plan: Planner) -> None:
+    """A segment that names no merge rule takes the default in force now, and keeps it (QL-1020, API-116)."""
+    defaults = {
+        rule.pid: number for number, rule in plan.new.entries["mergeRule"].items() if rule.document.get("isDefault")
+    }
+    for given in plan.given:
+        said = given.old is None or "mergeRuleDataSourceId" in given.node.value
+        if given.kind.name == "segment" and said and not given.entry.document.get("mergeRuleDataSourceId"):
+            given.entry.document["mergeRuleDataSourceId"] = defaults.get(given.entry.pid, 0)
 
 
 def _kept_default(plan: Planner) -> None:

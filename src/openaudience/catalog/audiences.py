@@ -33,7 +33,7 @@ class MergeRule:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A segment (QL-701 … QL-706). ``merge_rule`` is resolved: the default rule where none is named, 0 = built-in."""
+    """A segment (QL-701 … QL-706). ``merge_rule``: 0 = built-in (QL-1020)."""
 
     sid: int
     pid: int
@@ -158,11 +158,8 @@ class Audiences:
             dpid: frozenset(document.get("dataExportRestrictions") or ()) for dpid, document in session.execute(sources)
         }
         rules = {0: BUILT_IN}
-        defaults: dict[int, int] = {}
         for number, (pid, document) in documents["mergeRules"].items():
             rules[number] = _merge_rule(number, pid, document)
-            if document.get("isDefault"):
-                defaults[pid] = number
         segments = {
             number: Segment(
                 number,
@@ -170,7 +167,7 @@ class Audiences:
                 document["name"],
                 document["dataSourceId"],
                 document["segmentRule"],
-                document.get("mergeRuleDataSourceId") or defaults.get(pid, 0),
+                document.get("mergeRuleDataSourceId") or 0,
                 document.get("status", "ACTIVE") == "ACTIVE",
                 document.get("integrationCode"),
                 document.get("legacyId"),

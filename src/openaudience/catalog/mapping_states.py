@@ -72,9 +72,7 @@ class State:
 
     def _merge_rule(self, segment: Entry) -> tuple[int, tuple[str, ...], tuple[int, ...]] | None:
         rules = self._objects.entries["mergeRule"]
-        number = segment.document.get("mergeRuleDataSourceId") or next(
-            (n for n, rule in rules.items() if rule.pid == segment.pid and rule.document.get("isDefault")), 0
-        )
+        number = segment.document.get("mergeRuleDataSourceId") or 0
         if number not in rules:
             return None
         document = rules[number].document
