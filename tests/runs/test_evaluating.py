@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,26 @@ def test_a_shorter_ttl_ends_memberships(product: Product) -> None:
     shorter["partners"][0]["traits"][0]["ttl"] = 5
     product.apply(shorter)
     assert members(product, 700) == set()
+
+
+@pytest.mark.rule("OP-43")
+def test_what_an_early_version_took_as_a_rule_is_no_segment_and_stands_in_nobodys_way(product: Product) -> None:
+    """A home from before segments were judged: its segments are judged at the first command, unreadable ones never."""
+    with closing(sqlite3.connect(product.home / "catalog.db")) as catalog, catalog:
+        bad = "json_set(document, '$.segmentRule', '501T AND (')"
+        catalog.execute(f"UPDATE documents SET document = {bad} WHERE kind = 'segments' AND number = 701")
+        catalog.execute("DELETE FROM evaluated")
+        catalog.execute("DELETE FROM counters WHERE name IN ('evaluated', 'configuration')")
+        for table in ("evaluations", "evaluated", "exports", "export_files", "export_baselines", "export_schedules"):
+            catalog.execute(f"DROP TABLE {table}")
+        catalog.execute("UPDATE alembic_version SET version_num = '0004'")
+    drop(product, "ftp_dpm_101_1700000000.sync", "a\t10\n")
+    assert (members(product, 700), members(product, 701)) == ({"1"}, set())
+    assert {one["sid"]: one["population"]["device"] for one in product.json("segments")} == {700: 1, 701: 0}
+    file = product.home.with_name("again.yaml")
+    file.write_text(yaml.safe_dump(workspace(segment(700, "501T"), segment(701, "501T"))))
+    product.run("workspace", "apply", str(file))
+    assert members(product, 701) == {"1"}
 
 
 def test_members_survive_a_lost_index(product: Product) -> None:

@@ -14,7 +14,8 @@ from sqlalchemy.orm import Session
 from openaudience.catalog.export_controls import Controls, clash, segment_controls, trait_controls
 from openaudience.catalog.facade import Catalog
 from openaudience.catalog.tables import DataSourceRow, DocumentRow, FolderRow, TraitRow
-from openaudience.rules.segments import FOLDER, SegmentTree, read_segment, traits_of
+from openaudience.errors import RuleError
+from openaudience.rules.segments import FOLDER, SegmentTree, read_segment, satisfied_by_nothing, traits_of
 from openaudience.vocabulary import Trait
 
 
@@ -168,7 +169,7 @@ class Audiences:
                 document["dataSourceId"],
                 document["segmentRule"],
                 document.get("mergeRuleDataSourceId") or 0,
-                document.get("status", "ACTIVE") == "ACTIVE",
+                document.get("status", "ACTIVE") == "ACTIVE" and _usable(document["segmentRule"]),
                 document.get("integrationCode"),
                 document.get("legacyId"),
             )
@@ -194,8 +195,8 @@ class Audiences:
         return {folder: frozenset(sids) for folder, sids in found.items()}
 
     def trees(self) -> dict[int, SegmentTree]:
-        """The parsed rules of all segments."""
-        return {sid: read_segment(segment.rule) for sid, segment in self.segments.items()}
+        """The parsed rules of all segments that have one."""
+        return {sid: read_segment(segment.rule) for sid, segment in self.segments.items() if _usable(segment.rule)}
 
     def folder_members(self, sid: int) -> frozenset[int]:
         """What a folder trait consists of (QL-605); of any other trait, nothing."""
@@ -234,7 +235,7 @@ class Audiences:
             return trait_controls(sid, self.source, self._controls_of)
         rule = self.merge_rules[segment.merge_rule]
         return segment_controls(
-            traits_of(read_segment(segment.rule)),
+            traits_of(read_segment(segment.rule)) if _usable(segment.rule) else (),
             self.folder_members,
             self.source,
             self._controls_of,
@@ -326,13 +327,26 @@ class Audiences:
         return self._own.get(self.traits[sid].pid, frozenset())
 
 
+def _usable(rule: str) -> bool:
+    """Whether a stored rule is one; homes of early versions may hold others, which nobody can be judged by."""
+    try:
+        return not satisfied_by_nothing(read_segment(rule))
+    except RuleError:
+        return False
+
+
 def _merge_rule(number: int, pid: int, document: Mapping[str, Any]) -> MergeRule:
+    sources = tuple(document.get("dataSourceIds") or ())
+    device: Any = document.get("deviceOption") or "NO_DEVICE"
+    if device == "PROFILE_LINK" and len(sources) != 1:
+        # of an early version, which did not refuse it: what is left without the link
+        device = "DEVICE"
     return MergeRule(
         number,
         pid,
         document["name"],
         document["authenticatedOption"],
-        document.get("deviceOption") or "NO_DEVICE",
-        tuple(document.get("dataSourceIds") or ()),
+        device,
+        sources,
         frozenset(document.get("dataExportRestrictions") or ()),
     )

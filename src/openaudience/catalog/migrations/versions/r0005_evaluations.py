@@ -1,4 +1,7 @@
-"""Evaluations of segments: whose rows count, and what each segment meant when it was last evaluated."""
+"""Evaluations of segments: whose rows count, and what each segment meant when it was last evaluated.
+
+Segments that were stored before are judged as soon as anything runs: to them the configuration has changed.
+"""
 
 from __future__ import annotations
 
@@ -28,4 +31,8 @@ def upgrade() -> None:
         sa.Column("digest", sa.String(length=64), nullable=False),
         sa.Column("at", big, nullable=False),
         sa.PrimaryKeyConstraint("environment", "sid"),
+    )
+    op.execute(
+        "INSERT INTO counters (environment, name, value) "
+        "SELECT DISTINCT environment, 'configuration', 2 FROM documents WHERE kind = 'segments'"
     )
