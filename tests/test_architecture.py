@@ -17,6 +17,7 @@ FLOORS: dict[str, int] = {
     "vocabulary": 0,
     "errors": 0,
     "clock": 0,
+    "ordinals": 0,
     "config": 1,
     "store": 2,
     "rules": 2,

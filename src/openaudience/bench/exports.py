@@ -30,11 +30,11 @@ from openaudience.errors import SystemFailure, UsageError
 from openaudience.exports.generation import Generated, generate
 from openaudience.exports.look import Look
 from openaudience.home import Home
+from openaudience.ordinals import bitmap_of, ordinals_of
 from openaudience.outbound.model import SyncMode
 from openaudience.profiles.index import changes
 from openaudience.runs.site import Site
 from openaudience.runs.world import DEVICES, Draft
-from openaudience.segments.ordinals import bitmap_of, ordinals_of
 
 SEGMENTS = (3100, 3205, 3350, 3999)
 MEMBERS = 0.75

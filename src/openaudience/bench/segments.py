@@ -20,12 +20,12 @@ from openaudience.bench.peers import missing
 from openaudience.catalog.audiences import BUILT_IN
 from openaudience.errors import SystemFailure, UsageError
 from openaudience.identity.mappings import LinkIndex
+from openaudience.ordinals import bitmap_of, ordinals_of
 from openaudience.rules.segments import SegmentTree, Term, TraitTerm
 from openaudience.rules.segments_plan import evaluate
 from openaudience.rules.tree import And, Not, Or
 from openaudience.segments.evaluation import Evaluation, Segments
 from openaudience.segments.model import Counts
-from openaudience.segments.ordinals import bitmap_of, ordinals_of
 from openaudience.segments.overlaps import overlaps
 from openaudience.segments.sets import DEVICES
 

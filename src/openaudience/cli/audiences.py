@@ -12,8 +12,6 @@ from openaudience.errors import UsageError
 if TYPE_CHECKING:
     from openaudience.cli import Options
 
-RANGES = (1, 7, 14, 30, 60, 90)
-
 
 def segments(options: Options) -> int:
     from openaudience.runs.inquiry import Inquiry
@@ -69,6 +67,7 @@ def estimate(options: Options, rule: str) -> int:
 
 
 def populations(options: Options, sid: int, day: str | None) -> int:
+    from openaudience.profiles.stays import RANGES
     from openaudience.runs.inquiry import Inquiry
     from openaudience.runs.populations import Populations
 

@@ -8,8 +8,8 @@ from pyroaring import BitMap
 from openaudience.catalog.audiences import Destination
 from openaudience.exports.keys import Key
 from openaudience.exports.look import Look
+from openaudience.ordinals import bitmap_of
 from openaudience.profiles.index import joined_key
-from openaudience.runs.reading import bitmap
 from openaudience.runs.site import DAY
 from openaudience.runs.world import DEVICES
 
@@ -58,5 +58,5 @@ def _synced(look: Look, namespace: int, since: int) -> BitMap:
             continue
         customers, devices, _, last = look.world.links(dpid).pairs()
         recent = last >= first << 32
-        users |= bitmap(np.unique((devices if namespace == DEVICES else customers)[recent]))
+        users |= bitmap_of(np.unique((devices if namespace == DEVICES else customers)[recent]))
     return users

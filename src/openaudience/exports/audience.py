@@ -16,9 +16,9 @@ from openaudience.catalog.audiences import Destination, Segment
 from openaudience.exports.activity import active_users
 from openaudience.exports.keys import Key
 from openaudience.exports.look import Look
+from openaudience.ordinals import bitmap_of, ordinals_of
 from openaudience.outbound.model import Element, Texts
 from openaudience.outbound.sets import Baseline
-from openaudience.runs.reading import bitmap
 from openaudience.vocabulary import GLOBAL_SOURCES, Trait
 
 EXPORTED_TRAITS = frozenset({"RULE_BASED_TRAIT", "ON_BOARDED_TRAIT", "ALGO_TRAIT"})
@@ -131,12 +131,12 @@ class Audience:
             known = self._users(known)
         pairs = self.key.pairs(known)
         ids = np.unique(pairs & np.uint64(0xFFFFFFFF)).astype(np.uint32)
-        allowed = bitmap(ids) if self.key.by_device else self._users(bitmap(ids))
+        allowed = bitmap_of(ids) if self.key.by_device else self._users(bitmap_of(ids))
         if self.key.form in ("linked", "customer"):
             allowed = self._hashes(allowed)
         if len(allowed) < ids.size:
             wanted = np.zeros(int(ids[-1]) + 1, np.bool_)
-            wanted[np.frombuffer(allowed.to_array(), np.uint32)] = True
+            wanted[ordinals_of(allowed)] = True
             pairs = pairs[wanted[pairs & np.uint64(0xFFFFFFFF)]]
         self.pairs = pairs
 
@@ -160,7 +160,7 @@ class Audience:
     def _sampled(self, users: BitMap) -> BitMap:
         """Every N-th user, by the hash of the UUID; of a customer, who has none, by that of the ID (OB-23)."""
         drawn, chosen = self._chances or (BitMap(), BitMap())
-        ordinals = np.frombuffer((users - drawn).to_array(), np.uint32)
+        ordinals = ordinals_of(users - drawn)
         for begin in range(0, ordinals.size, AT_ONCE):
             some = ordinals[begin : begin + AT_ONCE]
             blob, offs = self.key.uuids(some) if self.key.by_device else self.key.texts(some)
@@ -170,7 +170,7 @@ class Audience:
                 == 0
                 for a, b in pairwise(ends)
             ]
-            chosen = chosen | bitmap(some[np.array(lucky, np.bool_)])
+            chosen = chosen | bitmap_of(some[np.array(lucky, np.bool_)])
         self._chances = drawn | users, chosen
         return users & chosen
 
@@ -179,9 +179,9 @@ class Audience:
         source = self.look.sources.get(self.key.dpid)
         if source is None or not source.hashed_emails or not ids:
             return ids
-        ordinals = np.frombuffer(ids.to_array(), np.uint32)
+        ordinals = ordinals_of(ids)
         strange = np.array([HASHED.fullmatch(text) is None for text in Texts(*self.key.texts(ordinals))], np.bool_)
-        self.unhashed |= bitmap(ordinals[strange])
+        self.unhashed |= bitmap_of(ordinals[strange])
         return ids - self.unhashed
 
     def _rows(self) -> BitMap:

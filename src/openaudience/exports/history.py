@@ -82,11 +82,7 @@ def history(
     since, until = _midnight(first), _midnight(last + timedelta(days=1)) - 1
     days: dict[date, list[dict[str, Any]]] = {}
     without = []
-    with site.reading() as session:
-        rows = [
-            row for row in _runs(session, site.name, None, destination, since, until) if row.state not in UNFINISHED
-        ]
-        files = _by_run(session, rows)
+    rows, files = _ended(site, destination, since, until)
     for row in rows:
         if row.state == "failed" and not files[row.run]:
             without.append(_run_document(row, (), shown))
@@ -124,11 +120,7 @@ def outbound_history(site: Site, destination: int, since: int, until: int) -> li
     ``since`` and ``until``: UTC milliseconds, inclusive. Receipts are left out, and runs that have not ended.
     """
     found = []
-    with site.reading() as session:
-        rows = [
-            row for row in _runs(session, site.name, None, destination, since, until) if row.state not in UNFINISHED
-        ]
-        files = _by_run(session, rows)
+    rows, files = _ended(site, destination, since, until)
     for row in rows:
         for file in files[row.run]:
             if file.kind != "data":
@@ -168,6 +160,16 @@ def failing(session: Session, environment: str) -> dict[int, str]:
     return {
         destination: errors[0] for destination, errors in last.items() if len(errors) == 2 and all(errors) and errors[0]
     }
+
+
+def _ended(
+    site: Site, destination: int | None, since: int, until: int
+) -> tuple[list[ExportRow], dict[int, list[ExportFileRow]]]:
+    """The runs that have ended, ordered by their start, and the files of each."""
+    with site.reading() as session:
+        runs = _runs(session, site.name, None, destination, since, until)
+        rows = [row for row in runs if row.state not in UNFINISHED]
+        return rows, _by_run(session, rows)
 
 
 def _runs(

@@ -18,7 +18,7 @@ from openaudience.identity import ecid
 from openaudience.identity.ids import Array
 from openaudience.identity.keys import compiled
 from openaudience.identity.mappings import LinkIndex
-from openaudience.runs.reading import bitmap
+from openaudience.ordinals import bitmap_of, ordinals_of
 from openaudience.runs.world import DEVICES
 from openaudience.vocabulary import UUID_DPID, IdKind
 
@@ -85,11 +85,11 @@ class Key:
         if self.form in ("linked", "customer"):
             customer, device, _, _ = self.links.pairs()
         else:
-            device = customer = np.frombuffer(users.to_array(), np.uint32)
+            device = customer = ordinals_of(users)
         pairs = (device.astype(np.uint64) << np.uint64(32)) | customer.astype(np.uint64)
         pairs.sort()
         wanted = np.zeros(self.look.world.count(DEVICES), np.bool_)
-        wanted[np.frombuffer(users.to_array(), np.uint32)] = True
+        wanted[ordinals_of(users)] = True
         chosen: NDArray[np.uint64] = pairs[wanted[pairs >> np.uint64(32)]]
         return chosen
 
@@ -122,7 +122,7 @@ class Key:
 
     def ordered(self, rows: BitMap) -> NDArray[np.uint32]:
         """Exported ordinals in the order of their rows: by the ID's bytes, by-user by the UUID's (OB-86)."""
-        ordinals = np.frombuffer(rows.to_array(), np.uint32)
+        ordinals = ordinals_of(rows)
         texts = self.uuids if self.by_user and self.by_device else self.texts
         return ordinals[byte_order(ordinals, texts)]
 
@@ -147,7 +147,7 @@ class _Fan:
 
     def __init__(self, links: LinkIndex, devices: int, ids: int) -> None:
         nodes = links.mapped_devices()
-        self.mapped = bitmap(nodes)
+        self.mapped = bitmap_of(nodes)
         offs, self._other, _ = links.customers(nodes)
         self._begin = np.zeros(devices + 1, np.int64)
         self._begin[nodes + np.int64(1)] = np.diff(offs)
@@ -155,14 +155,14 @@ class _Fan:
         self._marks = np.zeros(ids, np.bool_)
 
     def out(self, devices: BitMap) -> BitMap:
-        nodes = np.frombuffer((devices & self.mapped).to_array(), np.uint32)
+        nodes = ordinals_of(devices & self.mapped)
         marks = self._marks
         if nodes.size * 16 < marks.size:
-            return bitmap(np.unique(_gather(nodes, self._begin, self._other)))
+            return bitmap_of(np.unique(_gather(nodes, self._begin, self._other)))
         _mark(nodes, self._begin, self._other, marks)
         found = np.flatnonzero(marks).astype(np.uint32)
         marks[:] = False
-        return bitmap(found)
+        return bitmap_of(found)
 
 
 @compiled

@@ -7,7 +7,6 @@ is in the catalog before the next one begins, so any process goes on where anoth
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ from openaudience.outbound.model import SyncMode
 from openaudience.runs import faults
 from openaudience.runs.membership import evaluate_all
 from openaudience.runs.site import DAY, Lease, Site
-from openaudience.store.files import make_folder, storing
+from openaudience.store.files import locked, make_folder, storing
 
 LOOK_SECONDS = 0.5
 """How often somebody looks whether another process has brought a run to its end."""
@@ -338,14 +337,21 @@ class Runner:
     @contextmanager
     def _alone(self, destination: int) -> Iterator[bool]:
         """Gives whether nobody else is at the runs of a destination, and keeps others out (OB-76)."""
-        with _locked(self.site.environment.exports / str(destination) / "lock", wait=False) as free:
+        with self._lock(self.site.environment.exports / str(destination), fcntl.LOCK_EX | fcntl.LOCK_NB) as free:
             yield free
 
     @contextmanager
     def _tidying(self) -> Iterator[None]:
         """Held by whoever deletes files of runs, or relies on their being there."""
-        with _locked(self.site.environment.exports / "lock", wait=True):
+        with self._lock(self.site.environment.exports, fcntl.LOCK_EX):
             yield
+
+    @contextmanager
+    def _lock(self, folder: Path, kind: int) -> Iterator[bool]:
+        with storing(folder):
+            make_folder(folder)
+        with locked(folder / "lock", kind) as free:
+            yield free
 
     def tidy(self) -> None:
         """Deletes files that were kept long enough (OB-210), and states that no recipient has any more.
@@ -384,20 +390,3 @@ def carried(audiences: Audiences, destination: Destination) -> frozenset[int]:
     if destination.type == "S2S":
         return frozenset(mapped.sid for mapped in destination.mappings if mapped.sid in audiences.segments)
     return frozenset()
-
-
-@contextmanager
-def _locked(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Holds a lock file; gives whether it got it, which without waiting it may not."""
-    with storing(path):
-        make_folder(path.parent)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(handle)

@@ -16,6 +16,7 @@ from openaudience.catalog.ledger import EvaluationRow
 from openaudience.exports.keys import Key
 from openaudience.exports.look import Look
 from openaudience.identity.ids import Array
+from openaudience.ordinals import bitmap_of, ordinals_of
 from openaudience.outbound.model import Element, Lists
 from openaudience.rules.segments import traits_of
 from openaudience.segments.sets import Plane, planes, touched
@@ -113,7 +114,7 @@ class Times:
         traits = self._traits(sids)
         mine = items.filter(pl.col("sid").is_in(sids)).join(traits, on="sid")
         found = [pl.DataFrame(schema={"item": pl.Int64, "at": pl.Int64})]
-        for namespace, pairs in self._merged(rule, BitMap(mine["user"].unique().to_list())):
+        for namespace, pairs in self._merged(rule, bitmap_of(mine["user"].unique().to_numpy())):
             wanted = traits["trait"].unique().to_list()
             facts = (self._facts if left else self._held)(namespace, pairs["profile"], wanted)
             some = mine.join(pairs, on="user").join(facts, left_on=["profile", "trait"], right_on=["ord", "sid"])
@@ -127,7 +128,7 @@ class Times:
         if not users:
             return
         links = self._look.world.links
-        asked = np.frombuffer(users.to_array(), np.uint32)
+        asked = ordinals_of(users)
         for plane in planes(rule, links, touched(rule, links, links, {self._namespace: users})):
             if self._namespace not in plane.ways:
                 continue
@@ -138,7 +139,7 @@ class Times:
 
     def _held(self, namespace: int, profiles: pl.Series, sids: list[int]) -> pl.DataFrame:
         """Alive qualifications: columns ord, sid, at."""
-        wanted = BitMap(profiles.unique().to_list())
+        wanted = bitmap_of(profiles.unique().to_numpy())
         held = self._look.folder.held(namespace, self._look.now, profiles=wanted, sids=sids)
         return pl.DataFrame({"ord": held.ord, "sid": held.sid, "at": held.last})
 
@@ -177,8 +178,8 @@ def _users(users: Users) -> pl.DataFrame:
 def _members(plane: Plane, namespace: int, units: Array) -> pl.DataFrame:
     """The profiles of one namespace in merged sets: columns unit, profile."""
     way = plane.ways[namespace]
-    together = way.profiles(BitMap(np.unique(units).tolist()))
-    profiles = np.frombuffer(together.to_array(), np.uint32)
+    together = way.profiles(bitmap_of(np.unique(units)))
+    profiles = ordinals_of(together)
     rows, of = way.spread(profiles)
     return _pair("unit", of, "profile", profiles[rows])
 

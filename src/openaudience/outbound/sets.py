@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pyroaring import BitMap
 
 from openaudience.identity.keys import compiled
+from openaudience.ordinals import ordinals_of
 from openaudience.outbound.model import Lists
 from openaudience.store.arrays import read_arrays, write_arrays
 from openaudience.store.bitmaps import BitmapFile, write_bitmaps
@@ -205,11 +206,7 @@ def _transpose(
     low = int(ids[0])
     rows = np.empty(int(ids[-1]) - low + 1, np.int32)
     rows[ids - np.uint32(low)] = np.arange(len(ids), dtype=np.int32)
-    held = [
-        (place, np.frombuffer(members.to_array(), np.uint32))
-        for place, bitmap in filled
-        if (members := bitmap & wanted)
-    ]
+    held = [(place, ordinals_of(members)) for place, bitmap in filled if (members := bitmap & wanted)]
     for _, ordinals in held:
         _count(ordinals, low, rows, counts)
     free = np.zeros(len(ids) + 1, np.int64)

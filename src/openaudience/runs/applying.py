@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from pyroaring import BitMap
 
 from openaudience.identity.mappings import LinkIndex, LinkLimits, LinkResult, link
+from openaudience.ordinals import bitmap_of, ordinals_of
 from openaudience.profiles.index import STORED, TOUCHED, changes, joined_key
 from openaudience.runs.dictionary import Dictionaries
-from openaudience.runs.reading import Reading, bitmap
+from openaudience.runs.reading import Reading
 from openaudience.runs.rulebook import Ruleset
 from openaudience.runs.syncing import Pairs, SyncReading
 from openaudience.runs.world import DEVICES, Draft, traits_name
@@ -152,7 +153,7 @@ class FileApplication:
         """DAIDs that got a device of their own: mapping and known device."""
         for dpid, pairs in made_pairs(ids):
             self._link(dpid, DEVICES, pairs, LinkLimits(None, None, True), now, OWN_DEVICE)
-            self.draft.put_known(bitmap(np.unique(pairs.other)))
+            self.draft.put_known(bitmap_of(np.unique(pairs.other)))
 
     def apply_sync(self, reading: SyncReading, ruleset: Ruleset, now: int) -> Linked:
         """The IDs and mappings of an ID-sync file."""
@@ -205,7 +206,7 @@ class FileApplication:
 
     def write_touches(self, touched: BitMap, namespace: int, at: int) -> None:
         """Facts of the profiles that the file reached."""
-        ordinals = np.frombuffer(touched.to_array(), np.uint32).astype(np.int64)
+        ordinals = ordinals_of(touched).astype(np.int64)
         self.rows.add(
             "touches",
             namespace,

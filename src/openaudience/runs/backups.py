@@ -8,7 +8,6 @@ place) and the catalog is copied; that takes moments. Then the copies are made a
 from __future__ import annotations
 
 import fcntl
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -37,7 +36,7 @@ from openaudience.store.copying import (
     restore_tree,
     seal,
 )
-from openaudience.store.files import make_folder, storing
+from openaudience.store.files import locked, make_folder, storing
 
 FORMAT = 1
 STAGING = "backup.work"
@@ -115,15 +114,10 @@ def _must_be_new(folder: Path, what: str) -> None:
 @contextmanager
 def _alone(home: Home) -> Iterator[Path]:
     """A staging folder in the home, which one backup at a time may use; it is gone afterwards."""
-    lock = home.path / "backup.lock"
     staging = home.path / STAGING
-    with storing(lock):
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreUnavailable("another backup of this home is being written; wait for it to end") from None
+    with locked(home.path / "backup.lock", fcntl.LOCK_EX | fcntl.LOCK_NB) as free:
+        if not free:
+            raise StoreUnavailable("another backup of this home is being written; wait for it to end")
         shutil.rmtree(staging, ignore_errors=True)
         with storing(staging):
             staging.mkdir(mode=0o700)
@@ -131,8 +125,6 @@ def _alone(home: Home) -> Iterator[Path]:
             yield staging
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-    finally:
-        os.close(handle)
 
 
 def _collect(home: Home, staging: Path) -> dict[str, str | int | None]:

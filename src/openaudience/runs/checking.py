@@ -26,6 +26,7 @@ from openaudience.identity.ids import IdIndex, build_layer, order_of
 from openaudience.identity.keys import hash_spans
 from openaudience.identity.mappings import merge_layers
 from openaudience.inbound.receipt import Counters
+from openaudience.ordinals import bitmap_of
 from openaudience.profiles.folding import Held, fold
 from openaudience.profiles.index import STORED, TOUCHED, TraitIndex, changes
 from openaudience.runs.applier import Applier
@@ -34,7 +35,6 @@ from openaudience.runs.checking_members import faulty_members
 from openaudience.runs.dictionary import folded_keys
 from openaudience.runs.loads import Load, load_of, views
 from openaudience.runs.outcome import decoded as outcome_of
-from openaudience.runs.reading import bitmap
 from openaudience.runs.receipts import counters_of
 from openaudience.runs.receipts import decoded as receipt_of
 from openaudience.runs.settling import Plan
@@ -455,14 +455,14 @@ class _Check:
                 for sid, some in by_trait(fold(facts, touches, order, terms.ttl, terms.dead_before, at)).items():
                     members.add(sid, some)
                 for key, reached in touches.group_by("load"):
-                    own[int(str(key[0]))].add(TOUCHED, bitmap(reached["ord"].sort().to_numpy().astype(np.uint32)))
+                    own[int(str(key[0]))].add(TOUCHED, bitmap_of(reached["ord"].sort().to_numpy().astype(np.uint32)))
                 # the last line decides, a removal before the realization that follows it
                 last = facts.sort("load", "ord", "sid", "line", "op").unique(
                     ["load", "ord", "sid"], keep="last", maintain_order=True
                 )
                 for key, some_rows in last.group_by("load"):
                     layer = own[int(str(key[0]))]
-                    layer.add(STORED, bitmap(some_rows["ord"].unique().sort().to_numpy().astype(np.uint32)))
+                    layer.add(STORED, bitmap_of(some_rows["ord"].unique().sort().to_numpy().astype(np.uint32)))
                     joined, left = (_by_sid(some_rows.filter(pl.col("op") == op)) for op in (1, -1))
                     for place, ordinals in changes(joined, left).items():
                         layer.add(place, ordinals)

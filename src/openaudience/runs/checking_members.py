@@ -9,10 +9,10 @@ import polars as pl
 from pyroaring import BitMap
 
 from openaudience.errors import SystemFailure
+from openaudience.ordinals import bitmap_of
 from openaudience.profiles.index import joined_key
 from openaudience.runs.loads import decided_evaluations
 from openaudience.runs.membership import member_namespaces
-from openaudience.runs.reading import bitmap
 from openaudience.runs.site import Site
 from openaudience.runs.world import World
 
@@ -31,7 +31,7 @@ def open_members(site: Site, namespace: int) -> dict[int, BitMap]:
         .sort("sid", "ord")
     )
     return {
-        int(str(sid)): bitmap(some["ord"].to_numpy().astype(np.uint32))
+        int(str(sid)): bitmap_of(some["ord"].to_numpy().astype(np.uint32))
         for (sid,), some in rows.group_by(["sid"], maintain_order=True)
     }
 

@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 
 from openaudience.catalog.audiences import Audiences
 from openaudience.catalog.ledger import CONFIGURATION, EvaluatedRow, EvaluationRow, counter, put_counter
+from openaudience.ordinals import ordinals_of
 from openaudience.profiles.index import changes
 from openaudience.rules.segments import FrequencyTerm, SegmentTree, traits_of
 from openaudience.rules.tree import leaves
@@ -362,7 +363,7 @@ def _pieces(joined: Mapping[int, BitMap], left: Mapping[int, BitMap]) -> Iterato
     count = 0
     for op, by_sid in ((-1, left), (1, joined)):
         for sid, ordinals in sorted(by_sid.items()):
-            piece.append((sid, op, np.frombuffer(ordinals.to_array(), np.uint32)))
+            piece.append((sid, op, ordinals_of(ordinals)))
             count += len(ordinals)
             if count >= MOST_ROWS:
                 yield piece

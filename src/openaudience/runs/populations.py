@@ -22,6 +22,7 @@ from openaudience.catalog.ledger import EvaluatedRow, seconds
 from openaudience.catalog.tables import DocumentRow, RuleVersionRow
 from openaudience.clock import iso
 from openaudience.errors import InputError
+from openaudience.ordinals import ordinals_of
 from openaudience.profiles.folding import FOREVER
 from openaudience.profiles.index import TOUCHED
 from openaudience.profiles.stays import RANGES, Presence, Stays, present, realised
@@ -372,7 +373,7 @@ def _sum(windows: Windows | None, more: NDArray[np.int64]) -> Windows:
 
 
 def _ordinals(bitmap: BitMap) -> NDArray[np.int64]:
-    return np.frombuffer(bitmap.to_array(), np.uint32).astype(np.int64)
+    return ordinals_of(bitmap).astype(np.int64)
 
 
 def overlap_document(look: Inquiry, rows: Sequence[int], columns: Sequence[int]) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import fcntl
 import hashlib
 import hmac
 import json
-import os
 import re
 import smtplib
 import ssl
@@ -28,7 +27,7 @@ from openaudience.errors import InputError, StoreUnavailable
 from openaudience.runs import mailing
 from openaudience.runs.applying import utc
 from openaudience.runs.site import DAY, Site
-from openaudience.store.files import storing
+from openaudience.store.files import locked
 
 RETRIES = (60, 5 * 60, 15 * 60, 60 * 60)
 """Seconds to wait after the first, second … failed attempt; the last one goes on (UI-33)."""
@@ -166,18 +165,8 @@ class PostOffice:
     @contextmanager
     def _alone(self) -> Iterator[bool]:
         """Gives whether no other post office is at work on this environment, and keeps others out."""
-        path = self._site.folder / "mail.lock"
-        with storing(path):
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
-        finally:
-            os.close(handle)
+        with locked(self._site.folder / "mail.lock", fcntl.LOCK_EX | fcntl.LOCK_NB) as free:
+            yield free
 
     def _due(self) -> list[int]:
         site = self._site

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pyroaring import BitMap
 
 from openaudience.identity.mappings import LinkIndex
+from openaudience.ordinals import bitmap_of, ordinals_of
 from openaudience.profiles.index import TOUCHED, joined_key
 from openaudience.rules.segments import RULE_BASED
 from openaudience.runs.loads import Load
@@ -22,7 +23,6 @@ from openaudience.runs.site import DAY, Site
 from openaudience.runs.upkeep import Expired, Folder
 from openaudience.runs.world import DEVICES, World
 from openaudience.segments.model import Counts
-from openaudience.segments.ordinals import bitmap_of
 from openaudience.vocabulary import UUID_DPID
 
 ACTIVE_AUDIENCE = "ACTIVE_AUDIENCE_TRAIT"
@@ -101,7 +101,7 @@ class WorldQualified:
             if not alive:
                 continue
             for ordinals, day, n in self._days(namespace, sid, alive):
-                rows.append((np.frombuffer(ordinals.to_array(), np.uint32).astype(np.int64), sid, day, n))
+                rows.append((ordinals_of(ordinals).astype(np.int64), sid, day, n))
         if not rows:
             nothing = np.empty(0, np.int64)
             return Counts(nothing, nothing, nothing, nothing)
@@ -208,6 +208,6 @@ class WorldQualified:
             .agg(pl.col("n").sum())
         )
         return [
-            (BitMap(some["ord"].to_list()), int(str(day)), int(str(n)))
+            (bitmap_of(some["ord"].to_numpy()), int(str(day)), int(str(n)))
             for (day, n), some in rows.group_by(["day", "n"])
         ]

@@ -6,7 +6,6 @@ Blocks are scanned in threads, side by side; everything that depends on order (n
 
 from __future__ import annotations
 
-import array
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +22,7 @@ from pyroaring import BitMap
 from openaudience.identity import ecid
 from openaudience.identity.keys import fold, hash_spans
 from openaudience.inbound.scan import Rows
+from openaudience.ordinals import bitmap_of, ordinals_of
 from openaudience.profiles import gathering
 from openaudience.runs.dictionary import Dictionaries, OwnDevice, folded_keys
 from openaudience.runs.rulebook import Coder, Ruleset
@@ -332,11 +332,11 @@ class DataReader:
             k2 = hash_spans(blob, start, length, self._seeds[1])
         found = self._world.ids(DEVICES).find(k1, k2)
         if self._small:
-            few = bitmap(np.unique(found[found >= 0]).astype(np.uint32)) & self._world.known()
-            return np.where(np.isin(found, np.frombuffer(few.to_array(), np.uint32).astype(np.int64)), found, -1)
+            few = bitmap_of(np.unique(found[found >= 0]).astype(np.uint32)) & self._world.known()
+            return np.where(np.isin(found, ordinals_of(few).astype(np.int64)), found, -1)
         if self._known is None:
             self._known = np.zeros(self._world.count(DEVICES), np.bool_)
-            self._known[np.frombuffer(self._world.known().to_array(), np.uint32)] = True
+            self._known[ordinals_of(self._world.known())] = True
         there = found >= 0
         there[there] = self._known[found[there]]
         return np.where(there, found, -1)
@@ -385,7 +385,7 @@ class DataReader:
         if not matched.size:
             return
         who = profile.astype(np.uint32)
-        self._touched |= bitmap(np.sort(who))
+        self._touched |= bitmap_of(np.sort(who))
         coder = self._coder
         table = coder.codes()
         if coder.compound:
@@ -428,7 +428,7 @@ class DataReader:
         if not stored.any():
             return
         who, source = who[stored], source[stored]
-        self._stored |= bitmap(np.sort(who))
+        self._stored |= bitmap_of(np.sort(who))
         self._held.append((who, rows.line[matched[source]], source, pair_at, pairs))
         self._held_pairs += int((pair_at[source + 1] - pair_at[source]).sum())
         if self._held_pairs >= CHUNK_PAIRS:
@@ -462,9 +462,11 @@ class DataReader:
         first: dict[int, BitMap] = {}
         for place in np.flatnonzero(np.diff(chunk.ended_at)).tolist():
             trait, gone = divmod(place, 2)
-            (left if gone else joined)[trait] = bitmap(chunk.ended[chunk.ended_at[place] : chunk.ended_at[place + 1]])
+            (left if gone else joined)[trait] = bitmap_of(
+                chunk.ended[chunk.ended_at[place] : chunk.ended_at[place + 1]]
+            )
         for trait in np.flatnonzero(np.diff(chunk.first_at)).tolist():
-            first[trait] = bitmap(chunk.first[chunk.first_at[trait] : chunk.first_at[trait + 1]])
+            first[trait] = bitmap_of(chunk.first[chunk.first_at[trait] : chunk.first_at[trait + 1]])
         for trait, removed in first.items():
             # what earlier chunks of this file did decides; only where they did nothing, what was there before
             before = self._joined.get(trait, BitMap())
@@ -547,8 +549,3 @@ _NO_TRAIT = np.array(
     [REASON_NUMBER["only_failed_validation"], REASON_NUMBER["removal_ignored"], REASON_NUMBER["no_rule_matches"]],
     np.uint8,
 )
-
-
-def bitmap(ordinals: NDArray[np.uint32]) -> BitMap:
-    # pyroaring takes an array('I') much faster than any other buffer
-    return BitMap(array.array("I", ordinals.tobytes()))

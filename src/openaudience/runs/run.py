@@ -19,6 +19,7 @@ from pyroaring import BitMap
 from openaudience.catalog.ledger import advance, counter
 from openaudience.errors import FileRejected
 from openaudience.inbound.filenames import FileName
+from openaudience.ordinals import bitmap_of
 from openaudience.profiles.index import TOUCHED
 from openaudience.runs.applying import FileApplication, made_pairs
 from openaudience.runs.configuration import Configuration
@@ -29,7 +30,7 @@ from openaudience.runs.history import Accepted, History, hash_warnings, not_hash
 from openaudience.runs.loads import Load
 from openaudience.runs.membership import Judged, Memberships, Touched
 from openaudience.runs.outcome import Outcome
-from openaudience.runs.reading import Reading, bitmap
+from openaudience.runs.reading import Reading
 from openaudience.runs.rulebook import Ruleset
 from openaudience.runs.rundraft import RunDraft
 from openaudience.runs.site import LOADS, POSITIONS, Site
@@ -227,15 +228,15 @@ class Run:
         self.touched.profile(DEVICES, sync.named)
         for (dpid, to), several in sync.pairs.items():
             self.touched.sources.add(dpid)
-            self.touched.profile(dpid, bitmap(np.concatenate([pairs.customer for pairs in several])))
-            self.touched.profile(to, bitmap(np.concatenate([pairs.other for pairs in several])))
+            self.touched.profile(dpid, bitmap_of(np.concatenate([pairs.customer for pairs in several])))
+            self.touched.profile(to, bitmap_of(np.concatenate([pairs.other for pairs in several])))
 
     def _touch_made(self, ids: Dictionaries) -> None:
         if not self._follows_mappings:
             return
         for dpid, pairs in made_pairs(ids):
             self.touched.sources.add(dpid)
-            self.touched.profile(DEVICES, bitmap(pairs.other))
+            self.touched.profile(DEVICES, bitmap_of(pairs.other))
 
     def _ruleset(self, name: FileName, layout: Layout) -> tuple[Ruleset, str]:
         key = (name.target_dpid, layout)

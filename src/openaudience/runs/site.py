@@ -24,7 +24,7 @@ from openaudience.runs import faults
 from openaudience.runs.loads import Load, loads_in_force
 from openaudience.runs.rulebook import Rulebook
 from openaudience.runs.world import World
-from openaudience.store.files import storing
+from openaudience.store.files import locked
 from openaudience.store.generations import Generation, Generations
 from openaudience.store.tables import Tables
 from openaudience.vocabulary import Limits
@@ -169,18 +169,9 @@ class Site:
     @contextmanager
     def dropping(self, alone: bool = False) -> Iterator[bool]:
         """Held while copies of dropped files are made; ``alone``: gives whether nobody is making any, and holds it."""
-        path = self.folder / "dropoff.lock"
-        with storing(path):
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
-        finally:
-            os.close(handle)
+        kind = fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH
+        with locked(self.folder / "dropoff.lock", kind) as free:
+            yield free
 
     def unpublished(self, session: Session) -> bool:
         """Whether a run is decided whose generation readers cannot see yet (design 2.5, between rows 8 and 9)."""

@@ -14,8 +14,9 @@ from pyroaring import BitMap
 
 from openaudience.identity import ecid
 from openaudience.inbound.scan import IdRows
+from openaudience.ordinals import bitmap_of
 from openaudience.runs.dictionary import Dictionaries, OwnDevice
-from openaudience.runs.reading import Tally, bitmap
+from openaudience.runs.reading import Tally
 from openaudience.runs.rulebook import Ruleset
 from openaudience.runs.world import DEVICES, World
 from openaudience.vocabulary import REASON_NUMBER, Column, IdKind
@@ -119,11 +120,11 @@ class SyncReader:
             device = self._ids.get(DEVICES).intern(
                 rows.k1[0][good], rows.k2[0][good], rows.text, rows.start[0][good], rows.length[0][good]
             )
-            self._named |= bitmap(np.unique(device).astype(np.uint32))
+            self._named |= bitmap_of(np.unique(device).astype(np.uint32))
             return device, every
         if column.kind is IdKind.DAID:
             device = self._ids.own_devices(column.dpid, self._ordinals(rows, good, 0), rows.line[good])
-            self._named |= bitmap(np.unique(device).astype(np.uint32))
+            self._named |= bitmap_of(np.unique(device).astype(np.uint32))
             return device, every
         if column.kind is IdKind.ECID:
             organisation = self._ruleset.organisations.get(str(column.dpid), "")

@@ -23,6 +23,7 @@ from openaudience.identity.ids import Layer
 from openaudience.identity.mappings import LinkIndex, layer_of, link, merge_layers
 from openaudience.inbound.filenames import parse_name
 from openaudience.inbound.receipt import Receipt
+from openaudience.ordinals import bitmap_of
 from openaudience.profiles.index import STORED, TOUCHED, changes
 from openaudience.runs.applier import Applier
 from openaudience.runs.applying import (
@@ -39,7 +40,7 @@ from openaudience.runs.files import Task
 from openaudience.runs.loads import Load, load_of
 from openaudience.runs.membership import Judged, Touched
 from openaudience.runs.outcome import Outcome, decoded
-from openaudience.runs.reading import Reading, bitmap
+from openaudience.runs.reading import Reading
 from openaudience.runs.receipts import compose, encoded
 from openaudience.runs.rulebook import Ruleset
 from openaudience.runs.settling import Plan
@@ -86,7 +87,7 @@ class Links:
             layers = [merge_layers(layers, base=True)]
         self.layers[namespace] = layers
         if to == DEVICES:
-            self.known |= bitmap(np.unique(pairs.other))
+            self.known |= bitmap_of(np.unique(pairs.other))
 
     def copy(self) -> Links:
         other = Links()
@@ -370,7 +371,7 @@ class Undoing:
                     counts[2] += result.evicted
                 links.layers[namespace] = [merge_layers([*links.layers.get(namespace, []), result.layer], base=True)]
             if namespace[1] == DEVICES:
-                links.known |= bitmap(np.unique(pairs.other))
+                links.known |= bitmap_of(np.unique(pairs.other))
         if isinstance(reading, SyncReading):
             links.known |= reading.named
         if same:

@@ -12,11 +12,11 @@ import numpy as np
 import polars as pl
 from pyroaring import BitMap
 
+from openaudience.ordinals import bitmap_of, ordinals_of
 from openaudience.profiles.folding import Held, LoadView, expiry, fold
 from openaudience.profiles.index import changes, joined_key
 from openaudience.profiles.stays import Stays, stays
 from openaudience.runs.loads import Load, views
-from openaudience.runs.reading import bitmap
 from openaudience.runs.rulebook import Rulebook
 from openaudience.runs.world import Draft, World
 from openaudience.store.tables import Tables
@@ -111,7 +111,7 @@ class Folder:
             if not profiles:
                 rows, touches = rows.limit(0), touches.limit(0)
             elif len(profiles) <= profiles.max() - profiles.min():
-                some = pl.Series(np.frombuffer(profiles.to_array(), np.uint32).astype(np.int64))
+                some = pl.Series(ordinals_of(profiles).astype(np.int64))
                 rows = rows.filter(pl.col("ord").is_in(some.implode()))
                 touches = touches.filter(pl.col("ord").is_in(some.implode()))
         ttl = self._ttl
@@ -143,7 +143,7 @@ def by_trait(held: Held) -> dict[int, BitMap]:
     distinct, at = np.unique(sids, return_index=True)
     ends = [*at[1:].tolist(), sids.size]
     for sid, begin, end in zip(distinct.tolist(), at.tolist(), ends, strict=True):
-        members[sid] = bitmap(ords[begin:end])
+        members[sid] = bitmap_of(ords[begin:end])
     return members
 
 

@@ -18,10 +18,10 @@ from pyroaring import BitMap
 
 from openaudience.catalog.audiences import MergeRule
 from openaudience.identity.ids import order_of
+from openaudience.ordinals import bitmap_of
 from openaudience.rules.segments import FrequencyTerm, SegmentTree, Term
 from openaudience.rules.segments_plan import Plan
 from openaudience.segments.model import Held, Links, Members, Qualified
-from openaudience.segments.ordinals import bitmap_of
 from openaudience.segments.sets import Plane, Scope, planes
 from openaudience.segments.workers import side_by_side
 

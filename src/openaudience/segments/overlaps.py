@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from pyroaring import BitMap
 
 from openaudience.identity.keys import compiled, compiled_by
+from openaudience.ordinals import ordinals_of
 from openaudience.segments.model import Members
-from openaudience.segments.ordinals import ordinals_of
 
 FEW = 64
 """Up to so many pairs are counted one by one: no layout, nothing to compile."""

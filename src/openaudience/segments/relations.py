@@ -14,7 +14,7 @@ from pyroaring import BitMap
 
 from openaudience.identity.ids import frozen
 from openaudience.identity.keys import compiled
-from openaudience.segments.ordinals import bitmap_of, ordinals_of
+from openaudience.ordinals import bitmap_of, ordinals_of
 
 Ordinals: TypeAlias = NDArray[Any]
 

@@ -30,8 +30,8 @@ from pyroaring import BitMap
 
 from openaudience.catalog.audiences import MergeRule
 from openaudience.identity.mappings import LinkIndex, layer_of
+from openaudience.ordinals import bitmap_of, ordinals_of
 from openaudience.segments.model import Links, Members
-from openaudience.segments.ordinals import bitmap_of, ordinals_of
 from openaudience.segments.relations import Side
 
 DEVICES = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import uuid
@@ -34,6 +35,26 @@ def storing(path: Path) -> Iterator[None]:
         raise StoreUnavailable(
             f"{path} could not be written: {reason}. Mend that, then run the command again."
         ) from error
+
+
+@contextmanager
+def locked(path: Path, kind: int, mode: int = 0o600) -> Iterator[bool]:
+    """Holds a lock file, made if it is not there; ``kind`` as for ``fcntl.flock``.
+
+    Gives whether the lock was got: with ``LOCK_NB`` it may not be, without it this waits. A process that dies lets go.
+    Raises ``StoreUnavailable`` when the file cannot be made.
+    """
+    with storing(path):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, mode)
+    try:
+        try:
+            fcntl.flock(handle, kind)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(handle)
 
 
 def sync_folder(folder: Path) -> None:

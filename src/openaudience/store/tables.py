@@ -24,7 +24,17 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 
 from openaudience.errors import StoreUnavailable, SystemFailure
-from openaudience.store.files import TEMPORARY, Fault, make_folder, move_file, no_fault, storing, sync_file, sync_folder
+from openaudience.store.files import (
+    TEMPORARY,
+    Fault,
+    locked,
+    make_folder,
+    move_file,
+    no_fault,
+    storing,
+    sync_file,
+    sync_folder,
+)
 from openaudience.store.parts import Part, PartWriter, write_parts
 from openaudience.store.schemas import SCHEMAS, part_schema, partitioned, sort_column
 
@@ -325,18 +335,8 @@ class Tables:
         A process that lost its lease and wakes up between moving and committing must find its files: a version
         that names deleted ones could not be read any more.
         """
-        path = self.root / "tables.lock"
-        with storing(path):
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            try:
-                fcntl.flock(handle, kind)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
-        finally:
-            os.close(handle)
+        with locked(self.root / "tables.lock", kind, 0o644) as free:
+            yield free
 
     def _create(self, name: str) -> None:
         path = self.path(name)
