@@ -17,7 +17,7 @@ help:
 	@echo "make test-long  fuzzing, random kills, load"
 	@echo "make lint       ruff, formatting, mypy --strict"
 	@echo "make format     let ruff rewrite what it can"
-	@echo "make bench      measure against DuckDB, Polars, Spark (options in BENCH=\"...\")"
+	@echo "make bench      measure against DuckDB, Polars, Spark; BENCH=\"--edge\": the HTTP edge (options in BENCH=\"...\")"
 	@echo "make lock       write requirements.lock and requirements-bench.lock anew"
 	@echo "make build      build the wheel into dist/"
 	@echo "make clean      remove .venv and all caches"

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Installs what the tests use beside Python: gpg, a PostgreSQL server, the programs that senders use, servers that files
-# are delivered to, and a stand-in for Amazon's queues. Where that takes rights or a package manager that are not here,
-# it says so, and the tests concerned are skipped by name.
+# Installs what the tests use beside Python: gpg, a PostgreSQL server, a browser, the programs that senders use, servers
+# that files are delivered to, and a stand-in for Amazon's queues. Where that takes rights or a package manager that are
+# not here, it says so, and the tests concerned are skipped by name.
 set -eu
 cd "$(dirname "$0")/.."
 # The stand-in wants other versions of what the product uses: it gets an environment of its own.
@@ -24,6 +24,8 @@ command -v vsftpd >/dev/null || [ -x /usr/sbin/vsftpd ] || missing="$missing vsf
 if ! command -v initdb >/dev/null && ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then
     missing="$missing postgresql"
 fi
+command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null ||
+    missing="$missing chromium fonts-dejavu-core"
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
     echo "note: not installed here:$missing; the tests that need them are skipped" >&2

@@ -37,6 +37,7 @@ COMMANDS = (
     "estimate",
     "populations",
     "overlaps",
+    "signals",
     "datasources",
     "export",
     "exports",

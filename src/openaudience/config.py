@@ -62,7 +62,8 @@ class LimitsSection(msgspec.Struct, frozen=True):
 
 class RetentionSection(msgspec.Struct, frozen=True):
     """Days that things are kept: copies of processed files, undo, rejected files, objects in buckets (IN-06, IN-55),
-    receipts (UI-37).
+    receipts (UI-37), devices without activity and their mappings (RT-1940), counts of signals (QL-1601).
+    ``clean_days``: how often whatever is over is removed (RT-312).
     """
 
     archive_days: Days = 30
@@ -70,6 +71,9 @@ class RetentionSection(msgspec.Struct, frozen=True):
     quarantine_days: Days = 30
     object_days: Days = 30
     receipt_days: Days = 400
+    device_days: Days = 120
+    signal_days: Days = 45
+    clean_days: Days = 7
 
 
 class ReceiptsSection(msgspec.Struct, frozen=True):
@@ -173,6 +177,54 @@ class WebSection(msgspec.Struct, frozen=True):
     port: Port = 8080
 
 
+class EdgeSection(msgspec.Struct, frozen=True):
+    """The HTTP edge (RT-002). ``domain``: what follows ``dpm.``, ``www.``, ``dcs-beta.`` and the partners' aliases.
+
+    ``default_partner``: the partner of unknown hosts, by name or alias; empty: they are refused. ``workers``:
+    processes. ``certificate`` and ``private_key``: files for TLS; without them plain HTTP. ``proxies``: addresses or
+    networks whose X-Forwarded-For and X-Forwarded-Proto are believed (RT-1933). ``store``: where calls are kept until
+    they are in the tables; empty: a file of the home. ``drain_seconds``, ``drain_calls``: how old, how many calls may
+    become before they go to the tables.
+    """
+
+    enabled: bool = True
+    listen: str = "127.0.0.1"
+    port: Port = 8081
+    workers: Annotated[int, Meta(ge=1, le=256)] = 1
+    domain: str = "demdex.net"
+    default_partner: str = ""
+    certificate: str = ""
+    private_key: str = ""
+    proxies: list[str] = msgspec.field(default_factory=list)
+    store: str = ""
+    region: Annotated[int, Meta(ge=1, le=255)] = 7
+    node: str = ""
+    cookie_days: Days = 180
+    declared_ids: Count = 10
+    ids_per_namespace: Count = 3
+    target_bytes: Count = 8_192
+    body_bytes: Count = 32_768
+    deny_calls: Annotated[int, Meta(ge=0)] = 600
+    deny_seconds: Count = 60
+    deny_sources: list[str] = msgspec.field(default_factory=list)
+    calls_per_address: Annotated[int, Meta(ge=0)] = 0
+    calls_per_partner: Annotated[int, Meta(ge=0)] = 0
+    rate_seconds: Count = 60
+    blocked_countries: list[str] = msgspec.field(default_factory=list)
+    obfuscate_ip: Literal["none", "all", "countries"] = "none"
+    obfuscate_countries: list[str] = msgspec.field(default_factory=list)
+    drain_seconds: Annotated[int, Meta(ge=1, le=86400)] = 300
+    drain_calls: Count = 100_000
+
+
+class TcfSection(msgspec.Struct, frozen=True):
+    """IAB consent (RT-1801). ``vendor_id`` 0: no vendor check. ``cmp_list``: a file with the list of CMPs, or empty."""
+
+    enabled: bool = True
+    vendor_id: Annotated[int, Meta(ge=0, le=65535)] = 0
+    cmp_list: str = ""
+
+
 class TimingSection(msgspec.Struct, frozen=True):
     """``wait_seconds``: how long a command waits for another process that is changing data (design 2.5).
     ``daily_run``: the UTC time of day at which all profiles are judged anew (QL-904, UI-06)."""
@@ -209,6 +261,8 @@ class Settings(msgspec.Struct, frozen=True):
     web: WebSection = WebSection()
     timing: TimingSection = TimingSection()
     export: ExportSection = msgspec.field(default_factory=ExportSection)
+    edge: EdgeSection = msgspec.field(default_factory=EdgeSection)
+    tcf: TcfSection = TcfSection()
 
 
 SECTIONS: dict[str, type[msgspec.Struct]] = {
@@ -224,10 +278,14 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "web": WebSection,
     "timing": TimingSection,
     "export": ExportSection,
+    "edge": EdgeSection,
+    "tcf": TcfSection,
 }
 
-SECRETS = frozenset({("catalog", "url"), ("mail", "password"), ("s3", "secret_access_key")})
+SECRETS = frozenset({("catalog", "url"), ("edge", "store"), ("mail", "password"), ("s3", "secret_access_key")})
 """Settings that are or may hold a password; shown with the password masked."""
+ADDRESSES = frozenset({("catalog", "url"), ("edge", "store")})
+"""Those of them that are addresses, of which the rest is shown."""
 
 TEMPLATE = """\
 # Settings of this installation. Every key has a default; `openaudience config show` lists them all.
@@ -357,7 +415,7 @@ def _shown(section: str, key: str, settings: Settings) -> Any:
     struct = getattr(settings, section)
     name = next(field.name for field in msgspec.structs.fields(type(struct)) if field.encode_name == key)
     value = getattr(struct, name)
-    if (section, key) in SECRETS and section != "catalog":
+    if (section, key) in SECRETS and (section, key) not in ADDRESSES:
         return "***" if value else ""
     if (section, key) in SECRETS and isinstance(value, str) and "@" in value:
         head, _, tail = value.rpartition("@")

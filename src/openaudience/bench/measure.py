@@ -85,7 +85,7 @@ class _Watch(threading.Thread):
 
     def run(self) -> None:
         while not self._over.wait(_INTERVAL):
-            self.peak = max(self.peak, sum(_anonymous(pid) for pid in _family(self._pid)))
+            self.peak = max(self.peak, sum(_anonymous(pid) for pid in family(self._pid)))
 
     def end(self) -> None:
         self._over.set()
@@ -108,7 +108,7 @@ def _anonymous(pid: int) -> int:
     return 0
 
 
-def _family(root: int) -> list[int]:
+def family(root: int) -> list[int]:
     """The process and its descendants."""
     children: dict[int, list[int]] = {}
     try:
@@ -126,3 +126,13 @@ def _family(root: int) -> list[int]:
     for pid in family:
         family.extend(children.get(pid, ()))
     return family
+
+
+def processor(pid: int) -> float:
+    """Seconds of processor that a process used so far, 0 where the system does not tell."""
+    try:
+        # The name of the program stands in parentheses and may hold anything.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -326,6 +326,10 @@ class Audiences:
         """The data sources of the partner that a trait belongs to."""
         return self._own.get(self.traits[sid].pid, frozenset())
 
+    def partner(self, sid: int) -> int:
+        """The partner that a trait belongs to."""
+        return self.traits[sid].pid
+
 
 def _usable(rule: str) -> bool:
     """Whether a stored rule is one; homes of early versions may hold others, which nobody can be judged by."""

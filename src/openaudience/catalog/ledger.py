@@ -91,7 +91,9 @@ class LoadRow(Base):
     """The rows that one attempt of a file wrote; readers count them only while the load is in force (design 2.1).
 
     ``namespace``: whose profiles its realizations name, 0 devices, else a cross-device DPID; null for ID syncs.
-    ``links``: it asserted mappings or made devices known.
+    ``links``: it asserted mappings or made devices known. Loads of calls and of what is gone have no file (0); of
+    calls, ``pid`` is the partner, ``first`` the instant of the first one, ``evaluation`` the number of the evaluation
+    in the same run.
     """
 
     __tablename__ = "loads"
@@ -111,6 +113,9 @@ class LoadRow(Base):
     in_force: Mapped[bool] = mapped_column(Boolean)
     event: Mapped[str] = mapped_column(String(16))
     since: Mapped[int] = mapped_column(Big)
+    pid: Mapped[int | None] = mapped_column(Integer)
+    first: Mapped[int | None] = mapped_column(Big)
+    evaluation: Mapped[int | None] = mapped_column(Big)
 
 
 class RunRow(Base):

@@ -96,6 +96,7 @@ PARTNER_FIELDS: dict[str, Field] = {
     "aliases": STRINGS,
     "dataSourceAccess": Field("refs", default=(), target="foreignSource"),
     "redirectHosts": STRINGS,
+    "refererHosts": STRINGS,
 }
 
 DATA_SOURCE_FIELDS: dict[str, Field] = {

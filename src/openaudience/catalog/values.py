@@ -193,7 +193,7 @@ def _special(name: str, value: Any, node: Node, report: Report) -> Any:
             problem = f"{name}: {bad!r} is no e-mail address"
         elif len(value) > 50:
             problem = f"{name}: {len(value)} addresses; at most 50 are allowed"
-    elif name in ("redirectHosts", "aliases"):
+    elif name in ("redirectHosts", "refererHosts", "aliases"):
         bad = next((host for host in value if not HOST.match(host)), None)
         if bad is not None:
             problem = f"{name}: {bad!r} is no host name; write it without scheme and path"

@@ -378,6 +378,19 @@ def overlaps(
     return audiences.overlaps(context.obj, sids, others)
 
 
+@app.command("signals")
+def signals_list(
+    context: typer.Context,
+    unused: Annotated[bool, typer.Option("--unused", help="Only those that no trait's rule asks for.")] = False,
+    partner: Annotated[str | None, typer.Option(help="Number or name; default: all.")] = None,
+    days: Annotated[int, typer.Option(help="UTC days back, today included.")] = 10,
+) -> int:
+    """List the signals that calls sent, with how often they came, the most frequent first."""
+    from openaudience.cli import signals as signalling
+
+    return signalling.signals(context.obj, partner, unused, days)
+
+
 @app.command()
 def datasources(context: typer.Context) -> int:
     """List the data sources with the devices synced to them."""
@@ -461,6 +474,49 @@ def check(
 
 
 @app.command()
+def clean(
+    context: typer.Context,
+    now: Annotated[
+        str | None, typer.Option(metavar="INSTANT", help="Judge by this instant (ISO, UTC); default: the present.")
+    ] = None,
+) -> int:
+    """Remove devices, customer IDs and mappings whose time is over."""
+    from openaudience.cli import privacy
+
+    return privacy.clean(context.obj, now)
+
+
+@app.command()
+def denied(context: typer.Context) -> int:
+    """List the IDs whose calls are refused because they came too often."""
+    from openaudience.cli import edge
+
+    return edge.denied(context.obj)
+
+
+@app.command()
+def allow(
+    context: typer.Context,
+    ident: Annotated[str, typer.Argument(metavar="ID", help="UUID or DPID:user ID.", show_default=False)],
+) -> int:
+    """Take an ID off the deny list."""
+    from openaudience.cli import edge
+
+    return edge.allow(context.obj, ident)
+
+
+@app.command("privacy")
+def privacy_request(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(help="A privacy request as JSON.", show_default=False)],
+) -> int:
+    """Answer a privacy request: show what is known of IDs, delete it, or both."""
+    from openaudience.cli import privacy
+
+    return privacy.privacy(context.obj, file)
+
+
+@app.command()
 def backup(context: typer.Context, folder: Annotated[Path, typer.Argument(metavar="DIR", show_default=False)]) -> int:
     """Write a consistent backup into a new folder, while everything goes on."""
     from openaudience.cli import data
@@ -499,7 +555,8 @@ def serve(
 def bench_ingest(
     context: typer.Context,
     sizes: Annotated[
-        str | None, typer.Option(help="Multiples of the base size; with --segments or --exports numbers of users.")
+        str | None,
+        typer.Option(help="Multiples of the base size; with --segments or --exports users, with --edge processes."),
     ] = None,
     runs: Annotated[int, typer.Option(help="Runs of which the median is shown.")] = 3,
     peers: Annotated[str | None, typer.Option(help="Which systems to run, by comma.")] = None,
@@ -510,6 +567,7 @@ def bench_ingest(
     append: Annotated[Path | None, typer.Option(help="Append the table to this file.")] = None,
     segments: Annotated[bool, typer.Option("--segments", help="Measure segments instead, beside DuckDB.")] = False,
     exports: Annotated[bool, typer.Option("--exports", help="Measure exports instead, beside DuckDB.")] = False,
+    edge: Annotated[bool, typer.Option("--edge", help="Measure calls to the edge instead, and its store.")] = False,
 ) -> int:
     """Measure ingest against the floor, DuckDB, Polars and Spark on this machine."""
     from openaudience.cli import bench as benching
@@ -522,6 +580,10 @@ def bench_ingest(
     if exports:
         return benching.bench_exports(
             sizes or benching.USERS, runs=runs, seed=seed, append=append, as_json=options.as_json
+        )
+    if edge:
+        return benching.bench_edge(
+            sizes or benching.PROCESSES, runs=runs, seed=seed, append=append, as_json=options.as_json
         )
     chosen = {
         name: value for name, value in (("sizes", sizes), ("peers", peers), ("forms", forms)) if value is not None

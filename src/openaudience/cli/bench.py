@@ -8,12 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
-from openaudience.bench import exports, generator, harness, segments
+from openaudience.bench import edge, exports, generator, harness, segments
 from openaudience.clock import system_clock
 from openaudience.errors import UsageError
 
 PROFILES = "1000000,10000000"
 USERS = "1000000"
+PROCESSES = "1,2"
 
 
 def bench(
@@ -73,6 +74,19 @@ def bench_exports(
     plan = exports.ExportPlan(_numbers("users", users), runs=runs, seed=seed).checked()
     results = exports.measure_exports(plan, _say)
     return _shown(exports.told(plan), segments.table(results), [asdict(one) for one in results], append, as_json)
+
+
+def bench_edge(
+    processes: str = PROCESSES,
+    runs: int = 3,
+    seed: int = 2026,
+    append: Path | None = None,
+    as_json: bool = False,
+) -> int:
+    """Measure calls to the edge and its store, beside a server that answers nothing (OP-52); otherwise as ``bench``."""
+    plan = edge.EdgePlan(_numbers("processes", processes), runs=runs, seed=seed).checked()
+    results = edge.measure_edge(plan, _say)
+    return _shown(edge.told(plan), edge.table(results), edge.documents(results), append, as_json)
 
 
 def _numbers(what: str, sizes: str) -> tuple[int, ...]:

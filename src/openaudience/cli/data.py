@@ -232,8 +232,12 @@ def show_history(ident: str, document: dict[str, Any]) -> None:
                 sent = "absent" if leaf["value"] is None else f"sent: {leaf['value']}"
                 print(f"    {'true ' if leaf['true'] else 'false'}  {leaf['leaf']}  ({sent})")
         else:
-            where = f"{one['file']}, line {one['line']}" if one["line"] else one["file"]
             what = f"trait {one['trait']} " if "trait" in one else ""
+            if one["job"] is None:
+                by = f"by {one['count']:,} calls since {one['first']}" if "call" in one else "with the whole profile"
+                print(f"  {one['at']}  {what}{one['op']} {by}")
+                continue
+            where = f"{one['file']}, line {one['line']}" if one["line"] else one["file"]
             print(f"  {one['at']}  {what}{one['op']} by job {one['job']}: {where}")
             if one["text"]:
                 print(f"    {one['text']}")

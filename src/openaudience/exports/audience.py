@@ -190,11 +190,15 @@ class Audience:
     # ---- what was delivered ----------------------------------------------------------------------------------
 
     def kept(self, baseline: Baseline, started: int) -> Baseline:
-        """A baseline without elements mapped, or active again, since its run started (UTC ms; OB-33, OB-67)."""
+        """A baseline without elements mapped, or active again, since its run started (UTC ms; OB-33, OB-67).
+
+        And without erased IDs (RT-1908): nobody could be told any more who they were.
+        """
         since = {mapped.mapping: mapped.since * 1000 for mapped in self.destination.mappings}
         fresh = {number for number, at in since.items() if at > started}
+        erased = bitmap_of(self.look.world.ids(self.key.namespace).erased())
         return Baseline(
-            {number: baseline.segments[number] for number in baseline.segments if number not in fresh},
-            {number: baseline.traits[number] for number in baseline.traits if number not in fresh},
+            {number: baseline.segments[number] - erased for number in baseline.segments if number not in fresh},
+            {number: baseline.traits[number] - erased for number in baseline.traits if number not in fresh},
             baseline.pairs,
         )

@@ -91,7 +91,7 @@ def generate(
     warnings += note
     run = _context(look, destination, mode, started)
     content, pairs = _content(audience, mode, before)
-    rows = Rows(audience, templates.needs, content)
+    rows = Rows(audience, templates.needs, content, before)
     if destination.type == "BULK_ID" and not templates.needs.one_row_per_user:
         batches = rows.pair_batches(pairs)
     else:

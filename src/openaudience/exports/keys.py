@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pyroaring import BitMap
 
+from openaudience.exports.allowed import AllowedLinks
 from openaudience.exports.look import Look
 from openaudience.exports.order import byte_order
 from openaudience.identity import ecid
@@ -19,6 +20,7 @@ from openaudience.identity.ids import Array
 from openaudience.identity.keys import compiled
 from openaudience.identity.mappings import LinkIndex
 from openaudience.ordinals import bitmap_of, ordinals_of
+from openaudience.runs.optouts import OptOuts
 from openaudience.runs.world import DEVICES
 from openaudience.vocabulary import UUID_DPID, IdKind
 
@@ -56,6 +58,8 @@ class Key:
         """Whose ordinals stand for exported IDs."""
         self.users = DEVICES if self.by_device else dpid
         """Whose ordinals the users are."""
+        self.optouts = OptOuts(look.world, [pid])
+        """Who may not be exported by the partner (RT-1508)."""
         self._fan: _Fan | None = None
 
     @property
@@ -65,8 +69,13 @@ class Key:
 
     @property
     def links(self) -> LinkIndex:
-        """The mappings of the key source's IDs to devices."""
-        return self.look.world.links(self.dpid)
+        """The mappings of the key source's IDs to devices, without those who opted out."""
+        return self.links_of(self.dpid)
+
+    def links_of(self, dpid: int, to: int = DEVICES) -> LinkIndex:
+        """As ``links``, of any data source."""
+        links = self.look.world.links(dpid, to)
+        return AllowedLinks(links, self.optouts, dpid, to) if self.optouts else links
 
     # ---- users → exported ordinals ---------------------------------------------------------------------------
 
@@ -74,14 +83,20 @@ class Key:
         """The exported ordinals of users: all their IDs (OB-52, OB-53); by-user: the users with one (OB-51)."""
         if self.form == "ecid" and self.organisation is None:
             return BitMap()
+        users = self.allowed(users)
         if self.form != "linked":
             return users
         if self._fan is None:
             self._fan = _Fan(self.links, self.look.world.count(DEVICES), self.look.world.count(self.dpid))
         return users & self._fan.mapped if self.by_user else self._fan.out(users)
 
+    def allowed(self, users: BitMap) -> BitMap:
+        """Those users who did not opt out."""
+        return users - self.optouts.of(self.users) if self.optouts else users
+
     def pairs(self, users: BitMap) -> NDArray[np.uint64]:
         """All pairs of a device and an ID as device << 32 | ID, ascending, of the given devices (OB-04)."""
+        users = users - self.optouts.of(DEVICES) if self.optouts else users
         if self.form in ("linked", "customer"):
             customer, device, _, _ = self.links.pairs()
         else:

@@ -38,7 +38,7 @@ class Look:
 
     @cached_property
     def _expired(self) -> Expired:
-        return expired(self.world, self.loads, self._terms.ttl, self._as_of, self.now)
+        return expired(self.world, self.site.tables, self.loads, self._terms.ttl, self._as_of, self.now)
 
     def members(self, namespace: int, sid: int) -> BitMap:
         """Who is a member of a segment (QL-901)."""

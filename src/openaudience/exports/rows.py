@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
+from pyroaring import BitMap
 
 from openaudience.exports.audience import Audience
 from openaudience.exports.keys import ECID_KEY
 from openaudience.exports.order import byte_order
 from openaudience.exports.times import Times
 from openaudience.identity.ids import Array
+from openaudience.ordinals import ordinals_of
 from openaudience.outbound.model import Batch, Element, Texts
-from openaudience.outbound.sets import Content, Elements, transpose
+from openaudience.outbound.sets import Baseline, Content, Elements, rows_of, transpose
 from openaudience.outbound.templates import Needs
 from openaudience.vocabulary import GLOBAL_SOURCES, UUID_DPID
 
@@ -38,13 +41,18 @@ class Table:
 
 
 class Rows:
-    """Batches of the rows of one run."""
+    """Batches of the rows of one run that builds on the baseline ``before``.
 
-    def __init__(self, audience: Audience, needs: Needs, content: Content) -> None:
+    Nobody opted out stands in them, but for what removes them: their own ID in the row that does, and in formats with
+    one row per user the IDs that were delivered of a user who has none any more (RT-1508).
+    """
+
+    def __init__(self, audience: Audience, needs: Needs, content: Content, before: Baseline) -> None:
         self._audience = audience
         self._key = audience.key
         self._needs = needs
         self._content = content
+        self._before = before
         self._segments = Table(audience.segment_table, (content.segments, content.removed))
         self._traits = Table(audience.trait_table, (content.traits,))
         self._times = (
@@ -116,8 +124,21 @@ class Rows:
     # ---- lists of IDs ----------------------------------------------------------------------------------------
 
     def _id_lists(self, users: NDArray[np.uint32]) -> list[list[bytes]]:
-        offs, ids, last = self._key.links.customers(users)
+        key = self._key
+        offs, ids, last = key.look.world.links(key.dpid).customers(users)
+        if key.optouts:
+            row = np.repeat(np.arange(users.size), np.diff(offs))
+            out = key.optouts.hit(key.dpid, ids) | key.optouts.hit(key.users, users)[row]
+            delivered = np.isin((users[row].astype(np.uint64) << _SHIFT) | ids, self._before.pairs)
+            stay = ~out | (delivered & np.isin(users, ordinals_of(self._leaving))[row])
+            ids, last = ids[stay], last[stay]
+            offs = np.concatenate([[0], np.cumsum(stay)])[offs]
         return self._newest_first(offs, list(Texts(*self._key.texts(ids))), last)
+
+    @cached_property
+    def _leaving(self) -> BitMap:
+        """Users of whom nothing is exported any more."""
+        return self._content.rows - rows_of(self._audience.segments, self._audience.traits)
 
     def _others(self, dpid: int, rows: NDArray[np.uint32]) -> Sequence[Sequence[bytes]]:
         """All IDs of each row's user in a data source (OB-107)."""
@@ -136,10 +157,10 @@ class Rows:
             if dpid == key.dpid:
                 return [[text] for text in Texts(*key.texts(rows))]
             if (key.dpid, dpid) in world.link_namespaces():
-                offs, emails, last = world.links(key.dpid, dpid).devices(rows)
+                offs, emails, last = key.links_of(key.dpid, dpid).devices(rows)
                 return self._newest_first(offs, world.ids(dpid).names(emails), last)
         offs, devices, _ = key.devices(rows)
-        each, ids, last = world.links(dpid).customers(devices)
+        each, ids, last = key.links_of(dpid).customers(devices)
         return self._newest_first(each[offs], world.ids(dpid).names(ids), last)
 
     def _newest_first(self, offs: Array, texts: Sequence[bytes], last: Array) -> list[list[bytes]]:
@@ -167,14 +188,20 @@ class Rows:
         if segments is not None:
             segments = times.of_segments(segments, table, users, realized=needs.realized_times)
         if removed is not None:
-            removed = times.of_segments(removed, table, users, realized=needs.realized_times, left=True)
+            removed = times.of_segments(
+                removed, table, self._users(rows, left=True), realized=needs.realized_times, left=True
+            )
         if traits is not None and needs.trait_times:
             traits = times.of_traits(traits, self._traits.elements, users)
         return replace(batch, segments=segments, removed=removed, traits=traits)
 
-    def _users(self, rows: NDArray[np.uint32]) -> tuple[Array, Array]:
-        """(offsets, ordinals) of the users behind each row."""
-        if self._key.form == "customer":
+    def _users(self, rows: NDArray[np.uint32], *, left: bool = False) -> tuple[Array, Array]:
+        """(offsets, ordinals) of the users behind each row; ``left``: also of those who left by opting out."""
+        key = self._key
+        if key.form == "customer":
             return np.arange(rows.size + 1), rows
-        offs, devices, _ = self._key.devices(rows)
+        if left and key.namespace != key.users:
+            offs, devices, _ = key.look.world.links(key.dpid).devices(rows)
+        else:
+            offs, devices, _ = key.devices(rows)
         return offs, devices

@@ -30,6 +30,7 @@ class Times:
 
     def __init__(self, look: Look, key: Key) -> None:
         self._look = look
+        self._key = key
         self._namespace = key.users
         with look.site.reading() as session:
             query = select(EvaluationRow.load).where(EvaluationRow.environment == look.site.name)
@@ -116,6 +117,9 @@ class Times:
         found = [pl.DataFrame(schema={"item": pl.Int64, "at": pl.Int64})]
         for namespace, pairs in self._merged(rule, bitmap_of(mine["user"].unique().to_numpy())):
             wanted = traits["trait"].unique().to_list()
+            if not left:
+                # what those opted out hold does not count for others of their merged sets
+                pairs = pairs.filter(~pl.Series(self._key.optouts.hit(namespace, pairs["profile"].to_numpy())))
             facts = (self._facts if left else self._held)(namespace, pairs["profile"], wanted)
             some = mine.join(pairs, on="user").join(facts, left_on=["profile", "trait"], right_on=["ord", "sid"])
             if left:

@@ -15,7 +15,7 @@ Layers are stacked base first; each begins with the ordinal after the last one o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from openaudience.errors import SystemFailure
-from openaudience.identity.keys import compiled
+from openaudience.identity.keys import ERASED, compiled
 
 Array = npt.NDArray[Any]
 Layer = dict[str, Array]
@@ -316,6 +316,23 @@ def merge_layers(layers: Sequence[Layer]) -> Layer:
     return out
 
 
+def renamed(layer: Layer, texts: Mapping[int, bytes]) -> Layer:
+    """The layer with other texts for some of its ordinals. Keys stay; those of folded texts are the caller's."""
+    first = int(layer["first"][0])
+    offs = layer["offs"].astype(np.int64)
+    lens = np.diff(offs)
+    parts: list[Array] = []
+    begin = 0
+    for ordinal, text in sorted(texts.items()):
+        place = ordinal - first
+        parts += [layer["blob"][begin : int(offs[place])], np.frombuffer(text, np.uint8)]
+        begin = int(offs[place + 1])
+        lens[place] = len(text)
+    new = np.zeros(offs.size, dtype=np.uint64)
+    np.cumsum(lens, out=new[1:], dtype=np.uint64)
+    return {**layer, "offs": new, "blob": np.concatenate([*parts, layer["blob"][begin:]])}
+
+
 class IdIndex:
     """All IDs of a namespace: a stack of layers, base first. Safe to share between threads."""
 
@@ -389,6 +406,15 @@ class IdIndex:
         blob, offs = self.texts(ords)
         data, ends = blob.tobytes(), offs.tolist()
         return [data[begin:end] for begin, end in pairwise(ends)]
+
+    def erased(self) -> Array:
+        """Ordinals whose text was erased (RT-1908), ascending: int64."""
+        found = [np.empty(0, dtype=np.int64)]
+        for layer in self._layers:
+            begins, lengths = layer["offs"][:-1], np.diff(layer["offs"].astype(np.int64))
+            places = np.flatnonzero(lengths == ERASED)
+            found.append(places[layer["blob"][begins[places].astype(np.int64)] == 0] + int(layer["first"][0]))
+        return np.concatenate(found)
 
     def find_folded(self, f1: Array) -> tuple[Array, Array]:
         """All IDs whose folded text has one of the given keys (IN-64).

@@ -175,6 +175,27 @@ def key(text: bytes, seeds: tuple[int, int]) -> tuple[int, int]:
     return xxhash.xxh64_intdigest(text, seeds[0]), xxhash.xxh64_intdigest(text, seeds[1])
 
 
+ERASED = 33
+"""Bytes of the text that stands for an erased one: NUL, which no user ID can hold (IN-31), and the two keys."""
+
+
+def erased(k1: int, k2: int) -> bytes:
+    """What stands in the place of an ID's text after a deletion (RT-1908): its keys find its number still."""
+    return f"\0{k1:016x}{k2:016x}".encode()
+
+
+def overlay_erased(
+    buf: NDArray[np.uint8], starts: NDArray[Any], lens: NDArray[Any], k1: NDArray[np.uint64], k2: NDArray[np.uint64]
+) -> NDArray[np.int64]:
+    """Writes the keys of erased texts among ``n`` spans over the hashes of what stands there; gives their places."""
+    places: NDArray[np.int64] = np.flatnonzero(np.asarray(lens) == ERASED)
+    places = places[buf[np.asarray(starts)[places]] == 0]
+    for place in places.tolist():
+        text = buf[int(starts[place]) : int(starts[place]) + ERASED].tobytes()
+        k1[place], k2[place] = int(text[1:17], 16), int(text[17:], 16)
+    return places
+
+
 def fold(text: bytes) -> bytes:
     """An ID without regard to letter case and leading zeros (IN-64): full case folding, then no leading ``0``.
 

@@ -300,6 +300,13 @@ class LinkIndex:
     def __init__(self, layers: Sequence[Layer]) -> None:
         self._customers = _Side(layers, "c_")
         self._devices = _Side(layers, "d_")
+        self._states: LinkIndex | None = None
+
+    def with_states(self, states: LinkIndex) -> LinkIndex:
+        """The same pairs, of which ``states`` tells which were made in state 1, and when last (RT-310)."""
+        index = LinkIndex([])
+        index._customers, index._devices, index._states = self._customers, self._devices, states
+        return index
 
     def devices(self, customers: Array) -> tuple[Array, Array, Array]:
         """Devices of customer ordinals, in the order given: ``(offs int64[n+1], device uint32, last int64)``.
@@ -322,8 +329,30 @@ class LinkIndex:
         return _newest_of(*self.devices(customers))
 
     def newest_customers(self, devices: Array) -> Array:
-        """The customer synced last with each device: int64[n], −1 where there is none."""
-        return _newest_of(*self.customers(devices))
+        """The last authenticated customer of each device (RT-310): int64[n], −1 where there is none.
+
+        That is the one synced last in state 1, or, if none ever was, the one synced last.
+        """
+        authenticated = self.authenticated_customers(devices)
+        return np.where(authenticated >= 0, authenticated, _newest_of(*self.customers(devices)))
+
+    def authenticated_customers(self, devices: Array) -> Array:
+        """The customer of each device that was synced last in state 1: int64[n], −1 where none ever was."""
+        if self._states is None or not len(devices):
+            return np.full(len(devices), -1, dtype=np.int64)
+        distinct, place = np.unique(np.asarray(devices, dtype=np.uint32), return_inverse=True)
+        offs, customer, last = self._states.customers(distinct)
+        own_offs, own, first = self._devices.lists(distinct, ("other", "first"))
+        # a pair that was pushed out has no state any more, also when it came back since
+        mine = _joined(np.repeat(np.arange(distinct.size), np.diff(own_offs)), own)
+        theirs = _joined(np.repeat(np.arange(distinct.size), np.diff(offs)), customer)
+        at = np.minimum(np.searchsorted(mine, theirs), max(mine.size - 1, 0))
+        counts = np.zeros(theirs.size, dtype=np.bool_)
+        if mine.size:
+            counts = (mine[at] == theirs) & (last >= first[at])
+        sizes = np.zeros(distinct.size + 1, dtype=np.int64)
+        np.cumsum(np.bincount((theirs[counts] >> _SHIFT).astype(np.int64), minlength=distinct.size), out=sizes[1:])
+        return _newest_of(sizes, customer[counts], last[counts])[place]
 
     def pairs(self) -> tuple[Array, Array, Array, Array]:
         """All pairs, ascending by customer, then device: ``(customer, device, first, last)``."""
@@ -433,6 +462,16 @@ def unlink(index: LinkIndex, customers: Array, devices: Array) -> Layer:
             ]
         )
     )
+    return _without(index, key)
+
+
+def unpair(index: LinkIndex, customers: Array, devices: Array) -> Layer:
+    """The layer after each given customer lost its pair with the device beside it; its other pairs stay (RT-311)."""
+    return _without(index, _distinct(_joined(customers, devices)))
+
+
+def _without(index: LinkIndex, key: Array) -> Layer:
+    """The layer after the pairs of ``key``, ascending, went."""
     nothing = np.zeros(key.size, dtype=np.int64)
     return _layer(index, _Changes(key, np.zeros(key.size, dtype=np.bool_), nothing, nothing))
 

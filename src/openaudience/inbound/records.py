@@ -243,9 +243,9 @@ def _signal(text: str) -> Signal:
         bare = text.strip(" ")
         if removal := _REMOVAL.fullmatch(bare):
             return Signal("remove", _sid(removal[1]), "", "")
-        return Signal("pair", -1, "ic", _clean(bare))
-    key = _clean(text[:split]).lstrip("-")
-    value = _clean(text[split + 1 :])
+        return Signal("pair", -1, "ic", clean(bare))
+    key = clean(text[:split]).lstrip("-")
+    value = clean(text[split + 1 :])
     folded = key.casefold()
     if folded in ("d_sid", "d_unsid") and _DIGITS.fullmatch(value):
         return Signal("add" if folded == "d_sid" else "remove", _sid(value), "", "")
@@ -265,7 +265,7 @@ def _equals(text: str) -> int:
     return -1
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Outer spaces, then one pair of quotes, then the spaces just inside it (IN-37)."""
     text = text.strip(" ")
     if len(text) > 1 and text[0] == text[-1] == '"':

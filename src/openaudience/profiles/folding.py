@@ -17,17 +17,23 @@ from numpy.typing import NDArray
 DAY = 86_400
 FOREVER = np.iinfo(np.int64).max
 NEVER = np.iinfo(np.int64).min
+TIMES = (("first_at", "begin"), ("last_at", "end"))
+"""Columns of the table ``realizations`` with a row's own instants, and what ``in_order`` calls them."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadView:
-    """A load in force: its place and instant (UTC seconds), and for an overwrite the batch and the traits it resets."""
+    """A load in force: its place and instant (UTC seconds), and for an overwrite the batch and the traits it resets.
+
+    ``wipes``: whom it touched is gone (RT-312) and holds nothing from before it.
+    """
 
     load: int
     position: int
     at: int
     batch: int | None = None
     resets: frozenset[int] = frozenset()
+    wipes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +62,11 @@ def _fold(
     sids: Any,
     loads: Any,
     ops: Any,
+    begins: Any,
+    ends: Any,
     t_at: Any,
     t_load: Any,
     who: Any,
-    load_at: Any,
     load_batch: Any,
     resets: Any,
     ttl: Any,
@@ -113,10 +120,9 @@ def _fold(
                 first = never
                 last = never
             else:
-                at = load_at[loads[k]]
-                if last == never or last <= dead[sid] or at >= expiry(last, ttl[sid]):
-                    first = at
-                last = max(last, at)
+                if last == never or last <= dead[sid] or begins[k] >= expiry(last, ttl[sid]):
+                    first = begins[k]
+                last = max(last, ends[k])
             k += 1
         if last != never and last > dead[sid] and now < expiry(last, ttl[sid]):
             at_out[alive] = i
@@ -131,8 +137,9 @@ def _fold(
 class Facts:
     """Facts of one namespace in the order in which they are told: by profile, trait, place of the load and line.
 
-    ``trait`` and ``rank`` are places among the traits and the loads. ``t_at`` and ``t_load`` list by profile the loads
-    that reached it and reset traits; ``who`` is the place of a row's profile there.
+    ``trait`` and ``rank`` are places among the traits and the loads. ``begin`` and ``end``: the first and the last
+    instant of a row, of rows of files that of their load. ``t_at`` and ``t_load`` list by profile the loads that
+    reached it and reset traits; ``who`` is the place of a row's profile there.
     """
 
     ord: NDArray[np.int64]
@@ -140,6 +147,8 @@ class Facts:
     trait: NDArray[np.int64]
     rank: NDArray[np.int64]
     op: NDArray[np.int8]
+    begin: NDArray[np.int64]
+    end: NDArray[np.int64]
     who: NDArray[np.int64]
     t_at: NDArray[np.int64]
     t_load: NDArray[np.int64]
@@ -163,14 +172,16 @@ def in_order(
     if rows.is_empty() or not order or not sid_list:
         return None
     load_rank = pl.DataFrame(
-        {"load": [view.load for view in order], "rank": range(len(order))},
-        schema={"load": pl.Int64, "rank": pl.Int64},
+        {"load": [view.load for view in order], "rank": range(len(order)), "load_at": [view.at for view in order]},
+        schema={"load": pl.Int64, "rank": pl.Int64, "load_at": pl.Int64},
     )
     sid_rank = pl.DataFrame(
         {"sid": sid_list, "trait": range(len(sid_list))}, schema={"sid": pl.Int64, "trait": pl.Int64}
     )
+    timed = "last_at" in rows.columns
+    own = [pl.col(name).dt.epoch("s").alias(short) for name, short in TIMES if timed]
     facts = (
-        rows.select(pl.col("ord", "sid", "load", "line").cast(pl.Int64), pl.col("op").cast(pl.Int8))
+        rows.select(pl.col("ord", "sid", "load", "line").cast(pl.Int64), pl.col("op").cast(pl.Int8), *own)
         .join(load_rank, on="load")
         .join(sid_rank, on="sid")
         # one load may hold several rows of a pair, from parts of one file: the line decides, a removal first
@@ -179,7 +190,9 @@ def in_order(
     if facts.is_empty():
         return None
     profiles = facts["ord"].unique().sort()
-    wiping = {view.load for view in order if view.resets}
+    wiping = {view.load for view in order if view.resets or view.wipes}
+    load_at = facts["load_at"]
+    begin, end = (facts[short].fill_null(load_at) if timed else load_at for _, short in TIMES)
     reached = (
         touches.select(pl.col("ord", "load").cast(pl.Int64))
         .filter(pl.col("load").is_in(list(wiping)))
@@ -193,6 +206,8 @@ def in_order(
     sid_number = {sid: number for number, sid in enumerate(sid_list)}
     resets = np.zeros((len(order), len(sid_list)), np.bool_)
     for rank, view in enumerate(order):
+        if view.wipes:
+            resets[rank] = True
         for sid in view.resets:
             if sid in sid_number:
                 resets[rank, sid_number[sid]] = True
@@ -202,6 +217,8 @@ def in_order(
         trait=facts["trait"].to_numpy(),
         rank=facts["rank"].to_numpy(),
         op=facts["op"].to_numpy(),
+        begin=begin.to_numpy(),
+        end=end.to_numpy(),
         who=np.searchsorted(profiles.to_numpy(), facts["ord"].to_numpy()),
         t_at=np.cumsum(t_at),
         t_load=reached["rank"].to_numpy(),
@@ -223,7 +240,8 @@ def fold(
 ) -> Held:
     """Alive qualifications of one namespace at ``now`` (UTC seconds).
 
-    ``rows``: columns ord, sid, load, op, line of ``realizations``; ``touches``: ord, load of overwrite loads.
+    ``rows``: columns ord, sid, load, op, line of ``realizations`` and, where any has them, first_at and last_at;
+    ``touches``: ord, load of loads that reset or wipe.
     Rows of loads not listed in ``loads`` and of traits not listed in ``ttl`` do not count.
     """
     facts = in_order(rows, touches, loads, ttl, dead_before)
@@ -235,10 +253,11 @@ def fold(
         facts.trait,
         facts.rank,
         facts.op,
+        facts.begin,
+        facts.end,
         facts.t_at,
         facts.t_load,
         facts.who,
-        facts.load_at,
         facts.load_batch,
         facts.resets,
         facts.ttl,

@@ -30,6 +30,7 @@ class Bitmaps(Protocol):
 
     def keys(self) -> Iterable[int]: ...
     def get(self, key: int) -> BitMap: ...
+    def contains(self, key: int, ordinal: int) -> bool: ...
 
 
 class TraitIndex:
@@ -53,6 +54,16 @@ class TraitIndex:
             if joined in keys:
                 held |= layer.get(joined)
         return held
+
+    def holds(self, sid: int, ordinal: int) -> bool:
+        """Whether one profile holds the trait; loads no bitmap."""
+        joined, left = joined_key(sid), left_key(sid)
+        for layer, keys in zip(reversed(self._layers), reversed(self._keys), strict=True):
+            if joined in keys and layer.contains(joined, ordinal):
+                return True
+            if left in keys and layer.contains(left, ordinal):
+                return False
+        return False
 
 
 def changes(joined: Mapping[int, BitMap], left: Mapping[int, BitMap]) -> dict[int, BitMap]:

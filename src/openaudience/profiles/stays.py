@@ -55,6 +55,8 @@ def _stays(
     sids: Any,
     loads: Any,
     ops: Any,
+    begins: Any,
+    ends: Any,
     t_at: Any,
     t_load: Any,
     who: Any,
@@ -90,6 +92,7 @@ def _stays(
             over = k >= j and touch >= touch_end
             removal = False
             at = never
+            until = never
             if not over:
                 if touch < touch_end and (k >= j or t_load[touch] <= loads[k]):
                     load = t_load[touch]
@@ -114,14 +117,15 @@ def _stays(
                     at = load_at[load]
                     removal = True
                 else:
-                    at = load_at[loads[k]]
                     removal = ops[k] < 0
+                    at = load_at[loads[k]] if removal else begins[k]
+                    until = ends[k]
                     k += 1
             if last != never:
                 x = expiry(last, ttl[sid])
                 lives = last > dead[sid]
                 if not over and not removal and lives and at < x:
-                    last = max(last, at)
+                    last = max(last, until)
                     continue
                 cut = removal and at < x
                 end = at if cut else x
@@ -139,7 +143,7 @@ def _stays(
                 last = never
             else:
                 first = at
-                last = max(last, at)
+                last = max(last, until)
         i = j
     return row_out[:count], first_out[:count], last_out[:count], end_out[:count], removed_out[:count]
 
@@ -164,6 +168,8 @@ def stays(
         facts.trait,
         facts.rank,
         facts.op,
+        facts.begin,
+        facts.end,
         facts.t_at,
         facts.t_load,
         facts.who,

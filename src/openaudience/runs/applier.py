@@ -19,6 +19,7 @@ from openaudience.errors import OpenAudienceError, StoreUnavailable
 from openaudience.runs import faults
 from openaudience.runs.applying import OWN_DEVICE, utc
 from openaudience.runs.deciding import Decision
+from openaudience.runs.draining import Drain, drain, waiting_calls
 from openaudience.runs.dropping import SET_ASIDE, Waiting, waiting_groups
 from openaudience.runs.files import Reader
 from openaudience.runs.loads import Load, decided_loads
@@ -63,6 +64,8 @@ class Applier:
             for run in runs_of(groups):
                 if stop():
                     return
+                # a file comes after all calls that were answered before it is taken
+                self.drain(lease)
                 self._attempt(run, lease)
 
     def _attempt(self, groups: Sequence[Group], lease: Lease) -> None:
@@ -180,11 +183,24 @@ class Applier:
         faults.reach("decided")
         self.settler.recover()
 
+    # ---- calls -----------------------------------------------------------------------------------------------
+
+    def drain(self, lease: Lease) -> int:
+        """Brings all calls that were answered so far into the tables (design 2.7); gives how many there were."""
+        if not waiting_calls(self.site):
+            return 0
+        return drain(self.site, self.memberships, self.settler, lease, self._commit_drain)
+
+    def _commit_drain(self, one: Drain) -> None:
+        self.commit_rows(one.rows.finish())
+        self.write_manifest(one.draft, one.at)
+
     # ---- upkeep ----------------------------------------------------------------------------------------------
 
     def upkeep(self, lease: Lease) -> None:
-        """Brings the index up to traits whose TTL changed or that were deleted; drops archives past their time."""
+        """Brings the index up to date: calls, traits whose TTL changed or that were deleted; drops what is old."""
         site = self.site
+        self.drain(lease)
         refolds = site.catalog.refolds()
         if refolds and not site.beta:
             base, _ = site.current()
@@ -192,7 +208,7 @@ class Applier:
             at = site.instant()
             terms = site.terms()
             loads = site.loads()
-            take_out(draft, expired(draft, loads, terms.ttl, draft.as_of(), at))
+            take_out(draft, expired(draft, site.tables, loads, terms.ttl, draft.as_of(), at))
             refold(draft, self.folder(loads), refolds, at)
             rows = RowCollection(site.scratch("upkeep"))
             judged = self.memberships.everybody(draft, loads, self.memberships.naming(refolds), at, rows)
@@ -224,11 +240,12 @@ class Applier:
     def evaluate(self, lease: Lease, sids: Collection[int] | None, cause: str) -> None:
         """Judges everybody by the given segments, or all, as they are now: a run of its own (QL-904)."""
         site = self.site
+        self.drain(lease)
         base, _ = site.current()
         draft = Draft(site.generations, base)
         at = site.instant()
         loads = site.loads()
-        take_out(draft, expired(draft, loads, site.terms().ttl, draft.as_of(), at))
+        take_out(draft, expired(draft, site.tables, loads, site.terms().ttl, draft.as_of(), at))
         rows = RowCollection(site.scratch("evaluate"))
         judged = self.memberships.everybody(draft, loads, sids, at, rows)
         faults.reach("judged")

@@ -23,17 +23,20 @@ from sqlalchemy import func, select
 from openaudience.catalog.ledger import FileRow, JobRow, LoadRow, ReceiptRow, RunRow
 from openaudience.errors import StoreUnavailable, SystemFailure
 from openaudience.identity.ids import IdIndex, build_layer, order_of
-from openaudience.identity.keys import hash_spans
-from openaudience.identity.mappings import merge_layers
+from openaudience.identity.keys import hash_spans, overlay_erased
+from openaudience.identity.mappings import LinkIndex, merge_layers
 from openaudience.inbound.receipt import Counters
 from openaudience.ordinals import bitmap_of
 from openaudience.profiles.folding import Held, fold
 from openaudience.profiles.index import STORED, TOUCHED, TraitIndex, changes
+from openaudience.runs import checking_calls
 from openaudience.runs.applier import Applier
 from openaudience.runs.applying import FROM_FILE, utc
 from openaudience.runs.checking_members import faulty_members
 from openaudience.runs.dictionary import folded_keys
-from openaudience.runs.loads import Load, load_of, views
+from openaudience.runs.draining import drained_calls
+from openaudience.runs.erasing import deleted_ids
+from openaudience.runs.loads import CALLS, GONE, Load, load_of, views
 from openaudience.runs.outcome import decoded as outcome_of
 from openaudience.runs.receipts import counters_of
 from openaudience.runs.receipts import decoded as receipt_of
@@ -42,7 +45,19 @@ from openaudience.runs.site import DAY, Lease, Site
 from openaudience.runs.syncing import Pairs
 from openaudience.runs.undoing import Links
 from openaudience.runs.upkeep import Expired, by_trait, expired, ranges
-from openaudience.runs.world import KNOWN, Draft, World, ids_name, links_name, load_name, members_name, traits_name
+from openaudience.runs.world import (
+    KNOWN,
+    PROVISIONAL,
+    Draft,
+    World,
+    ids_name,
+    links_name,
+    load_name,
+    members_name,
+    optouts_name,
+    states_name,
+    traits_name,
+)
 from openaudience.store.arrays import read_arrays
 from openaudience.store.generations import Generation
 from openaudience.vocabulary import IdKind
@@ -129,6 +144,8 @@ def check(site: Site, repair: bool) -> Report:
             report.differences.append(Difference("index", broken, repair))
         at = site.instant()
         one = _Check(site, Draft(site.generations, base), report, repair)
+        # calls that are in the tables must not come there again, whatever became of the index
+        one.draft.drained = max(base.drained, drained_calls(site))
         one.run(at)
         report.generation = base.number
         if repair and (broken or one.changed):
@@ -218,6 +235,8 @@ class _Check:
     report: Report
     repair: bool
     changed: bool = False
+    deleted: Mapping[int, BitMap] = field(default_factory=dict)
+    """IDs whose rows a deletion may have erased (RT-1908), by namespace; bitmaps and figures name them still."""
     log: list[dict[str, int | str | None]] = field(default_factory=list)
 
     def run(self, at: int) -> None:
@@ -236,9 +255,11 @@ class _Check:
                 )
             )
         self._rulesets(rows)
+        self.deleted = deleted_ids(self.site)
         loads = [load_of(row) for row in rows if row.in_force]
         self._ids(rows)
         self._links(loads)
+        self._calls(rows, loads)
         own, held = self._facts(rows, loads, at)
         self._own(rows, newest, own, at)
         self._traits(loads, own, held, at)
@@ -260,7 +281,7 @@ class _Check:
         self.report.checked[what] = self.report.checked.get(what, 0) + by
 
     def _rulesets(self, rows: Sequence[LoadRow]) -> None:
-        for digest in sorted({row.ruleset for row in rows}):
+        for digest in sorted({row.ruleset for row in rows if row.ruleset}):
             try:
                 self.site.rulebook.get(digest)
             except (OSError, msgspec.DecodeError) as error:
@@ -275,7 +296,7 @@ class _Check:
         ever = [row.load for row in rows]
         cookies = {
             column.dpid
-            for digest in {row.ruleset for row in rows}
+            for digest in {row.ruleset for row in rows if row.ruleset}
             for column in self.site.rulebook.get(digest).columns
             if column.kind == IdKind.COOKIE
         }
@@ -333,6 +354,7 @@ class _Check:
                 return f"texts between the numbers {low} and {low + offs.size - 2} are not those of the table"
             start, length = offs[:-1], np.diff(offs)
             k1, k2 = hash_spans(blob, start, length, seeds[0]), hash_spans(blob, start, length, seeds[1])
+            overlay_erased(blob, start, length, k1, k2)
             lost = np.flatnonzero(index.find(k1, k2) != ordinals)
             if lost.size:
                 return f"{lost.size} IDs are not found at their number, the first of them is {low + int(lost[0])}"
@@ -358,6 +380,7 @@ class _Check:
             start, length = np.ascontiguousarray(offs[:-1]), np.diff(offs)
             k1 = hash_spans(blob, start, length, self.site.seeds[0])
             k2 = hash_spans(blob, start, length, self.site.seeds[1])
+            overlay_erased(blob, start, length, k1, k2)
             more = folded_keys(blob, start, length, self.site.seeds[0]) if folded else None
             self.draft.put_ids(facts.dpid, build_layer(low, blob, start, length, k1, k2, more))
         self.draft.set_count(facts.dpid, facts.count)
@@ -372,6 +395,11 @@ class _Check:
     def _links(self, loads: Sequence[Load]) -> None:
         links = Links()
         for load in loads:
+            if load.kind == GONE:
+                links.depart(self.site.tables, load)
+                continue
+            if load.kind == CALLS:
+                links.meet(self.site.tables, load)
             if load.links:
                 ruleset = self.site.rulebook.get(load.ruleset)
                 for namespace, pairs in self._asserted(load):
@@ -407,6 +435,37 @@ class _Check:
         if fault is not None:
             self._differs(KNOWN, fault, partial(self.draft.put_known, links.known, replace=True))
 
+    def _calls(self, rows: Sequence[LoadRow], loads: Sequence[Load]) -> None:
+        """What only calls say: opt-outs, authentication states, provisional devices."""
+        tables, draft = self.site.tables, self.draft
+        expected = checking_calls.optouts(tables, [row.load for row in rows], draft)
+        for pid in sorted({*expected, *(int(name.partition("/")[2]) for name in draft.namespaces("optouts"))}):
+            layer = expected.get(pid, {})
+            self._count("opt-outs", sum(map(len, layer.values())))
+            if any(draft.own_optouts(pid).get(dpid, BitMap()) != some for dpid, some in layer.items()):
+                self._differs(
+                    optouts_name(pid),
+                    "it is not what the opt-outs say",
+                    partial(draft.put_optouts, pid, layer, replace=True),
+                )
+        for dpid, states in checking_calls.states(tables, loads):
+            self._count("states")
+            there = draft.states(dpid).pairs()
+            if any(not np.array_equal(a, b) for a, b in zip(there, LinkIndex([states]).pairs(), strict=True)):
+                self._differs(
+                    states_name(dpid),
+                    "it is not what the calls say",
+                    partial(draft.put_states, dpid, states, replace=True),
+                )
+        unsure = checking_calls.provisional(tables, [load_of(row) for row in rows], self.site.rulebook)
+        self._count("provisional devices", len(unsure))
+        if unsure != draft.provisional():
+            self._differs(
+                PROVISIONAL,
+                "other devices are provisional than the calls say",
+                partial(draft.put_provisional, unsure, BitMap(), replace=True),
+            )
+
     def _asserted(self, load: Load) -> Iterator[tuple[tuple[int, int], Pairs]]:
         """The pairs that one load wrote into the tables, by namespace, in their order."""
         rows = (
@@ -421,7 +480,8 @@ class _Check:
                 Pairs(
                     some["ord"].to_numpy().astype(np.uint32),
                     some["to_ord"].to_numpy().astype(np.uint32),
-                    some["line"].to_numpy().astype(np.int64),
+                    some["line"].fill_null(0).to_numpy().astype(np.int64),
+                    some["seq"].to_numpy().astype(np.int64),
                 ),
             )
 
@@ -445,12 +505,7 @@ class _Check:
                     .select("ord", "sid", "load", "op", "line")
                     .collect()
                 )
-                touches = (
-                    tables.scan("touches", namespace, ords=ords, loads=mine)
-                    .filter(pl.col("kind") == 0)
-                    .select("ord", "load")
-                    .collect()
-                )
+                touches = tables.scan("touches", namespace, ords=ords, loads=mine).select("ord", "load").collect()
                 self._count("realizations", facts.height)
                 for sid, some in by_trait(fold(facts, touches, order, terms.ttl, terms.dead_before, at)).items():
                     members.add(sid, some)
@@ -490,7 +545,8 @@ class _Check:
                     fault = "it is missing"
                 else:
                     keys = {*there.keys(), *expected}
-                    wrong = [key for key in sorted(keys) if there.get(key) != expected.get(key)]
+                    gone = self.deleted.get(row.namespace or 0, BitMap())
+                    wrong = [key for key in sorted(keys) if there.get(key) - gone != expected.get(key) - gone]
                     if wrong:
                         fault = f"{len(wrong)} of its {len(keys)} bitmaps are not those of its rows"
             except SystemFailure as error:
@@ -516,7 +572,8 @@ class _Check:
                 indexes[namespace] = {sid: index.members(sid) for sid in index.sids()}
             except SystemFailure as error:
                 faults[namespace] = str(error)
-        gone: Expired = expired(_Proven(self.draft, own, faults), loads, self.site.terms().ttl, self.draft.as_of(), at)
+        proven, ttl = _Proven(self.draft, own, faults), self.site.terms().ttl
+        gone: Expired = expired(proven, self.site.tables, loads, ttl, self.draft.as_of(), at)
         for namespace in sorted({*names, *held}):
             expected = held.get(namespace, {})
             self._count("traits", len(expected))
@@ -583,7 +640,7 @@ class _Check:
             said = "nothing" if found is None else f"{found['event']!r}"
             new: dict[str, int | str | None] = {
                 "load": row.load,
-                "job": jobs.get(row.file) if found is None else newest,
+                "job": jobs.get(row.file, 0) if found is None or not row.file else newest,
                 **{name: getattr(row, name) for name in names},
                 "at": row.at,
                 "event": event,
@@ -631,7 +688,8 @@ class _Check:
                 layer = own.get(attempts[file.file][0])
                 if layer is not None:
                     stored |= layer.get(STORED)
-            if not receipt.id_sync and receipt.counters.total_devices != len(stored):
+            lacking = receipt.counters.total_devices - len(stored)
+            if not receipt.id_sync and not 0 <= lacking <= sum(map(len, self.deleted.values())):
                 self._differs(part, f"{receipt.counters.total_devices} devices, but {len(stored)} in its rows", None)
             if any(len(attempts[file.file]) > 1 for file in several):
                 # the ledger keeps the figures of the last attempt only
@@ -651,7 +709,8 @@ class _Check:
             for file in several:
                 outcome = outcome_of(file.outcome)
                 assert file.load is not None
-                if outcome.new + outcome.renewed != asserted[file.load]:
+                lacking = outcome.new + outcome.renewed - asserted[file.load]
+                if lacking < 0 or (lacking and not self.deleted):
                     self._differs(
                         f"receipt of job {file.job}",
                         f"{file.name}: {outcome.new} new and {outcome.renewed} renewed mappings, "

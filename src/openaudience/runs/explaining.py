@@ -1,8 +1,12 @@
-"""Why a profile has a trait or is in a segment, or is not: from the facts and from the files themselves (OP-17)."""
+"""Why a profile has a trait or is in a segment, or is not: from the facts and from the files themselves (OP-17).
+
+What calls sent is not kept: of them there are the instants and the numbers of realisations.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -25,7 +29,7 @@ from openaudience.rules.traits import parse
 from openaudience.rules.tree import canonical, comparisons, evaluate
 from openaudience.runs.applying import utc
 from openaudience.runs.inquiry import STORED_TRAITS, Found, Inquiry
-from openaudience.runs.loads import Load
+from openaudience.runs.loads import CALLS, GONE, Load
 from openaudience.runs.rulebook import Ruleset
 from openaudience.runs.site import DAY
 from openaudience.runs.world import DEVICES
@@ -35,6 +39,25 @@ from openaudience.vocabulary import GLOBAL_SOURCES, UUID_DPID, Trait
 
 NEWEST_FILES = 5
 NEWEST_LINES = 10
+OVERWRITTEN, DELETED = 0, -2
+WORDS = {1: "realized", -1: "removed", OVERWRITTEN: "overwritten", DELETED: "deleted"}
+"""What happened to a trait, by ``op`` of its fact; the two others follow from what a load did to the profile."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Event:
+    """Something that a load did to a trait of a profile; ``first``, ``last`` (UTC seconds): a row's own instants."""
+
+    load: Load
+    line: int
+    op: int
+    first: int | None = None
+    last: int | None = None
+    n: int = 1
+
+    @property
+    def at(self) -> int:
+        return self.load.at if self.last is None else self.last
 
 
 class Explanation:
@@ -126,33 +149,48 @@ class Explanation:
         rows = (
             self._look.site.tables.scan("realizations", found.namespace, ords=(found.ordinal, found.ordinal))
             .filter(pl.col("sid") == trait.sid)
-            .select("load", "line", "op")
+            .select("load", "line", "op", "n", *(pl.col(name).dt.epoch("s") for name in ("first_at", "last_at")))
             .collect()
         )
-        events: list[tuple[int, int, int, Load]] = []
+        events: list[_Event] = []
         named: set[int] = set()
-        for number, line, op in rows.iter_rows():
+        for number, line, op, n, first, last in rows.iter_rows():
             if number in by_load:
-                events.append((by_load[number].position, line or 0, op, by_load[number]))
+                events.append(_Event(by_load[number], line or 0, op, first, last, n))
                 named.add(number)
         begun: set[int | None] = set()
         for load in self._look.loads:
             if load.overwrite and load.namespace == found.namespace and self._reached(load, found.ordinal):
                 owned = trait.sid in self._look.site.rulebook.get(load.ruleset).owned()
                 if load.batch not in begun and owned and load.load not in named:
-                    events.append((load.position, 0, 0, load))
+                    events.append(_Event(load, 0, OVERWRITTEN))
                 begun.add(load.batch)
-        words = {1: "realized", -1: "removed", 0: "overwritten"}
-        for _, line, op, load in sorted(events, key=lambda event: event[:3]):
+        events.extend(_Event(load, 0, DELETED) for load in self._wiping(found))
+        for event in sorted(events, key=lambda event: (event.load.position, event.at, event.line, event.op)):
+            yield self._told(event)
+
+    def _told(self, event: _Event) -> dict[str, Any]:
+        load = event.load
+        if load.kind in (CALLS, GONE):
+            told: dict[str, Any] = {"job": None, "file": None, "line": None, "text": None}
+        else:
             row = self._file(load.file)
-            yield {
-                "job": row.job,
-                "file": row.name,
-                "line": line or None,
-                "text": self._line(row, line) if line else None,
-                "at": iso(utc(load.at)),
-                "op": words[op],
-            }
+            text = self._line(row, event.line) if event.line else None
+            told = {"job": row.job, "file": row.name, "line": event.line or None, "text": text}
+        told |= {"at": iso(utc(event.at)), "op": WORDS[event.op]}
+        if load.kind == CALLS:
+            first = event.at if event.first is None else event.first
+            told |= {"call": True, "first": iso(utc(first)), "count": event.n}
+        return told
+
+    def _wiping(self, found: Found) -> list[Load]:
+        """Loads that say that a profile is gone (RT-312)."""
+        gone = [load for load in self._look.loads if load.kind == GONE and load.namespace == found.namespace]
+        rows = self._look.site.tables.scan(
+            "touches", found.namespace, ords=(found.ordinal, found.ordinal), loads=[load.load for load in gone]
+        )
+        touched = set(rows.select("load").collect()["load"].to_list())
+        return [load for load in gone if load.load in touched]
 
     def _reached(self, load: Load, ordinal: int) -> bool:
         bitmaps = self._look.world.load(load.load)
@@ -167,7 +205,9 @@ class Explanation:
         shown = 0
         files = 0
         for load in reversed(self._look.loads):
-            if load.target != trait.dpid or load.namespace != found.namespace or not self._reached(load, found.ordinal):
+            if load.kind in (CALLS, GONE) or load.target != trait.dpid or load.namespace != found.namespace:
+                continue
+            if not self._reached(load, found.ordinal):
                 continue
             files += 1
             if files > NEWEST_FILES:

@@ -21,6 +21,7 @@ from openaudience.inbound.scan import IdRows, Rows, personal_signal, scan, scan_
 from openaudience.profiles import gathering
 from openaudience.runs.configuration import Configuration
 from openaudience.runs.dictionary import OwnDevice
+from openaudience.runs.optouts import OptOuts
 from openaudience.runs.reading import DataReader, Reading, Sampler, SuspectUsersError, ordered
 from openaudience.runs.rulebook import Coder, Ruleset
 from openaudience.runs.site import Site
@@ -40,7 +41,10 @@ T = TypeVar("T", Rows, IdRows)
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One file to be read: where it lies, its name, the rules, and the load its rows will bear."""
+    """One file to be read: where it lies, its name, the rules, and the load its rows will bear.
+
+    ``partners``: whose opt-outs hold for it (``optouts.concerned``).
+    """
 
     path: Path
     name: FileName
@@ -48,6 +52,7 @@ class Task:
     digest: str
     load: int
     staging: Path
+    partners: frozenset[int]
 
 
 class Reader:
@@ -109,6 +114,7 @@ class Reader:
         def scan_block(block: Block) -> Rows:
             return scan(block.data, block.first_line, layout, memo, seeds)
 
+        optouts = OptOuts(world, task.partners)
         suspects: NDArray[np.uint8] | None = None
         while True:
             reader = DataReader(
@@ -121,6 +127,7 @@ class Reader:
                 beta=self._site.beta,
                 own_device=own_device,
                 small=_small(task.path),
+                optouts=optouts,
                 suspects=suspects,
                 sampler=sampler,
             )
@@ -144,7 +151,14 @@ class Reader:
         def scan_block(block: Block) -> IdRows:
             return scan_ids(block.data, block.first_line, layout, seeds)
 
-        reader = SyncReader(world=world, ruleset=task.ruleset, seeds=seeds, beta=self._site.beta, own_device=own_device)
+        reader = SyncReader(
+            world=world,
+            ruleset=task.ruleset,
+            seeds=seeds,
+            beta=self._site.beta,
+            own_device=own_device,
+            optouts=OptOuts(world, task.partners),
+        )
         warnings.extend(self._blocks(task, scan_block, reader.feed))
         return reader.finish()
 

@@ -22,16 +22,25 @@ from openaudience.identity.formats import aam_reason, expected_form
 from openaudience.identity.keys import key
 from openaudience.inbound.receipt import REASON_WORDS
 from openaudience.inbound.records import ID_TYPES
-from openaudience.profiles.folding import expiry
+from openaudience.ordinals import ordinals_of
+from openaudience.profiles.folding import FOREVER, Held, expiry
 from openaudience.rules.segments import RULE_BASED
 from openaudience.runs.applying import utc
-from openaudience.runs.loads import Load, decided_evaluations, loads_in_force
+from openaudience.runs.loads import (
+    BY_CALL,
+    CALLS,
+    GONE,
+    PROVISIONAL,
+    Load,
+    decided_evaluations,
+    loads_in_force,
+)
 from openaudience.runs.membership import member_namespaces
 from openaudience.runs.outcome import decoded
 from openaudience.runs.qualified import WorldQualified
 from openaudience.runs.receipts import counters_of
 from openaudience.runs.sampling import sight
-from openaudience.runs.site import Site
+from openaudience.runs.site import DAY, Site
 from openaudience.runs.upkeep import Expired, Folder, expired
 from openaudience.runs.world import DEVICES, as_of
 from openaudience.vocabulary import (
@@ -45,6 +54,11 @@ from openaudience.vocabulary import (
 
 STORED_TRAITS = ("RULE_BASED_TRAIT", "ON_BOARDED_TRAIT", "ALGO_TRAIT")
 """Traits that facts realise; all others follow from these or from mappings."""
+
+
+def begun(load: Load) -> int:
+    """The instant of a load's first facts (UTC seconds); ``at`` is that of the last."""
+    return load.at if load.first is None else load.first
 
 
 def kind_of(namespace: int) -> str:
@@ -99,7 +113,7 @@ class Inquiry:
                 if ordinal in self.world.known():
                     return Found(DEVICES, ordinal, None)
             elif source is not None and source.kind is IdKind.CROSS_DEVICE:
-                if self._named_by_a_file(dpid, ordinal):
+                if self._named(dpid, ordinal):
                     return Found(dpid, ordinal, source)
             else:
                 device = self.world.links(dpid).newest(ordinal)
@@ -110,10 +124,16 @@ class Inquiry:
             f"nobody is known to {what} as {ident!r}; IDs are compared exactly, letter case and leading zeros included"
         )
 
-    def _named_by_a_file(self, dpid: int, ordinal: int) -> bool:
-        """Whether a file that counts names a customer: of an undone one (IN-55) only the number of the ID stays."""
+    def _named(self, dpid: int, ordinal: int) -> bool:
+        """Whether a file or call that counts named a customer since it was last deleted (RT-312).
+
+        Of an undone file (IN-55) only the number of the ID stays.
+        """
         tables, here = self.site.tables, (ordinal, ordinal)
-        live = {load.load for load in self.loads}
+        gone = [load.load for load in self.loads if load.kind == GONE and load.namespace == dpid]
+        wiped = tables.scan("touches", dpid, ords=here, loads=gone).select("load").collect()["load"].to_list()
+        since = max((load.position for load in self.loads if load.load in wiped), default=-1)
+        live = {load.load for load in self.loads if load.position > since and load.kind != GONE}
         for rows in (
             tables.scan("touches", dpid, ords=here),
             tables.scan("links", dpid, ords=here),
@@ -137,12 +157,12 @@ class Inquiry:
         found = self.find(text)
         one = BitMap([found.ordinal])
         held = self.folder.held(found.namespace, self.now, profiles=one)
+        counted = self._frequencies(found, held)
         traits = []
         for sid, first, last in zip(held.sid.tolist(), held.first.tolist(), held.last.tolist(), strict=True):
             trait = self.traits[sid]
             end = expiry(last, trait.ttl)
             third = found.source is not None and found.source.pid not in (0, trait.pid)
-            counts = self.qualified.counts(found.namespace, [sid], one) if trait.type == RULE_BASED else None
             traits.append(
                 {
                     "sid": sid,
@@ -150,7 +170,7 @@ class Inquiry:
                     "party": "third" if third else "first",
                     "first_realized": iso(utc(first)),
                     "last_realized": iso(utc(last)),
-                    "frequency": 1 if counts is None else int(counts.n.sum()),
+                    "frequency": counted[sid] if trait.type == RULE_BASED else 1,
                     "expires": None if trait.ttl == 0 else iso(utc(end)),
                 }
             )
@@ -165,6 +185,26 @@ class Inquiry:
                 for sid, at in sorted(joined.items())
             ],
         }
+
+    def _frequencies(self, found: Found, held: Held) -> dict[int, int]:
+        """Realisations of each trait that a profile holds, since its present stay began (QL-512)."""
+        began = pl.DataFrame({"sid": held.sid, "first": held.first})
+        instants = pl.DataFrame(
+            {"load": [load.load for load in self.loads], "load_at": [load.at for load in self.loads]},
+            schema={"load": pl.Int64, "load_at": pl.Int64},
+        )
+        rows = (
+            self.site.tables.scan("realizations", found.namespace, ords=(found.ordinal, found.ordinal))
+            .filter(pl.col("op") > 0)
+            .select(pl.col("sid").cast(pl.Int64), "load", "n", pl.col("last_at").dt.epoch("s").alias("at"))
+            .join(instants.lazy(), on="load")
+            .join(began.lazy(), on="sid")
+            .filter(pl.coalesce("at", "load_at") >= pl.col("first"))
+            .group_by("sid")
+            .agg(pl.col("n").sum())
+            .collect()
+        )
+        return dict(rows.iter_rows())
 
     def memberships(self, found: Found) -> dict[int, int]:
         """The segments that a profile is a member of, and when it joined each (UTC seconds; QL-901, QL-910)."""
@@ -191,30 +231,40 @@ class Inquiry:
                 # the IDs of a deleted data source are nobody's (RT-219)
                 if to == DEVICES and dpid in self.sources:
                     _, customers, last = self.world.links(dpid).customers(node)
-                    yield from self._named(dpid, customers.tolist(), last.tolist())
+                    yield from self._synced((dpid, DEVICES), dpid, customers.tolist(), last.tolist())
             return
         _, _, synced = self.world.links(found.namespace).devices(node)
         yield {
             "data_source": found.namespace,
             "id": self.world.ids(found.namespace).name(found.ordinal).decode(),
-            "last_sync": self._instant(int(synced.max())) if synced.size else None,
+            "last_sync": self._instant((found.namespace, DEVICES), int(synced.max())) if synced.size else None,
         }
         for dpid, to in self.world.link_namespaces():
             if dpid == found.namespace and to != DEVICES and to in self.sources:
                 _, emails, last = self.world.links(dpid, to).devices(node)
-                yield from self._named(to, emails.tolist(), last.tolist())
+                yield from self._synced((dpid, to), to, emails.tolist(), last.tolist())
 
-    def _named(self, dpid: int, ordinals: list[int], last: list[int]) -> Iterator[dict[str, Any]]:
+    def _synced(
+        self, pair: tuple[int, int], dpid: int, ordinals: list[int], last: list[int]
+    ) -> Iterator[dict[str, Any]]:
         names = self.world.ids(dpid)
         for ordinal, order_key in sorted(zip(ordinals, last, strict=True)):
-            yield {"data_source": dpid, "id": names.name(ordinal).decode(), "last_sync": self._instant(order_key)}
+            yield {"data_source": dpid, "id": names.name(ordinal).decode(), "last_sync": self._instant(pair, order_key)}
 
-    def _instant(self, order_key: int) -> str:
-        return iso(utc(self._instants[order_key >> 32]))
+    def _instant(self, pair: tuple[int, int], order_key: int) -> str:
+        """When a mapping of a pair of namespaces was made or renewed: of a call its own instant."""
+        load = self._by_position[order_key >> 32]
+        at = None
+        if load.kind == CALLS:
+            rows = self.site.tables.scan("links", pair[0], loads=[load.load]).filter(
+                (pl.col("to_dpid") == pair[1]) & (pl.col("seq") == (order_key & 0xFFFFFFFF))
+            )
+            at = rows.select(pl.col("last_at").dt.epoch("s").max()).collect().item()
+        return iso(utc(load.at if at is None else at))
 
     @cached_property
-    def _instants(self) -> dict[int, int]:
-        return {load.position: load.at for load in self.loads}
+    def _by_position(self) -> dict[int, Load]:
+        return {load.position: load for load in self.loads}
 
     @cached_property
     def folder(self) -> Folder:
@@ -224,7 +274,7 @@ class Inquiry:
 
     @cached_property
     def _expired(self) -> Expired:
-        return expired(self.world, self.loads, self.terms.ttl, self._as_of, self.now)
+        return expired(self.world, self.site.tables, self.loads, self.terms.ttl, self._as_of, self.now)
 
     @cached_property
     def qualified(self) -> WorldQualified:
@@ -245,8 +295,54 @@ class Inquiry:
         return out
 
     def segment_members(self, sid: int) -> dict[int, BitMap]:
-        """Members of a segment as of its last evaluation (QL-901), by namespace."""
-        return {namespace: self.world.members(namespace).members(sid) for namespace in member_namespaces(self.world)}
+        """Members of a segment as of its last evaluation (QL-901), by namespace; provisional devices do not count."""
+        return {
+            namespace: self._counted(namespace, self.world.members(namespace).members(sid))
+            for namespace in member_namespaces(self.world)
+        }
+
+    def _counted(self, namespace: int, profiles: BitMap) -> BitMap:
+        """Without provisional devices (QL-1112)."""
+        return profiles - self.world.provisional() if namespace == DEVICES else profiles
+
+    def confirmed(self, namespace: int, rows: pl.LazyFrame) -> pl.LazyFrame:
+        """Facts without those of provisional devices (QL-1112); ``rows`` have a column ``ord``."""
+        provisional = self.world.provisional()
+        if namespace != DEVICES or not provisional:
+            return rows
+        some = pl.Series(ordinals_of(provisional).astype(np.int64))
+        return rows.filter(~pl.col("ord").is_in(some.implode()))
+
+    def called(
+        self,
+        namespace: int,
+        pid: int,
+        *,
+        begin: int = 0,
+        end: int = FOREVER,
+        ords: tuple[int, int] | None = None,
+    ) -> pl.LazyFrame:
+        """Who was in calls of a partner at ``begin`` ≤ t < ``end``: columns ord, at (UTC seconds) and run.
+
+        ``at`` is the instant of the last call that one load says of, on the same UTC day as all of them. ``run`` is the
+        number of the evaluation up to which the calls see joins and leaves. Devices that were provisional when calling
+        count as soon as they are confirmed (RT-609).
+        """
+        loads = [
+            (load.load, at, load.load if load.evaluation is None else load.evaluation)
+            for load in self.loads
+            if (load.kind, load.namespace, load.pid) == (CALLS, namespace, pid)
+            # a drain that follows a later run bears the instant of that one
+            and begin <= (at := min(load.at, (begun(load) // DAY + 1) * DAY - 1)) < end
+        ]
+        about = pl.DataFrame(loads, schema={"load": pl.Int64, "at": pl.Int64, "run": pl.Int64}, orient="row")
+        rows = self.site.tables.scan("touches", namespace, ords=ords, loads=about["load"].to_list())
+        return (
+            self.confirmed(namespace, rows.filter(pl.col("kind").is_in((BY_CALL, PROVISIONAL))))
+            .select(pl.col("ord").cast(pl.Int64), "load")
+            .join(about.lazy(), on="load")
+            .select("ord", "at", "run")
+        )
 
     def segment_populations(self) -> dict[int, dict[str, int]]:
         """Live population of each segment: member devices, and member customer profiles (QL-1106)."""
@@ -255,7 +351,7 @@ class Inquiry:
             index, which = self.world.members(namespace), kind_of(namespace)
             for sid in index.sids():
                 if sid in out:
-                    out[sid][which] += len(index.members(sid))
+                    out[sid][which] += len(self._counted(namespace, index.members(sid)))
         return out
 
     def trait_documents(self) -> list[dict[str, Any]]:
@@ -278,11 +374,14 @@ class Inquiry:
             return destination_documents(self.site.catalog, session, self.audiences)
 
     def source_documents(self) -> list[dict[str, Any]]:
-        """Data sources as the API shows them, with the devices mapped to each (RT-221)."""
-        return [
-            {**document, "synced_devices": int(self.world.links(document["dataSourceId"]).mapped_devices().size)}
-            for document in self.site.catalog.data_source_documents()
-        ]
+        """Data sources as the API shows them, with the devices mapped to each (RT-221), provisional ones left out."""
+        provisional = ordinals_of(self.world.provisional())
+        documents = []
+        for document in self.site.catalog.data_source_documents():
+            devices = self.world.links(document["dataSourceId"]).mapped_devices()
+            synced = int(devices.size) - int(np.isin(provisional, devices).sum())
+            documents.append({**document, "synced_devices": synced})
+        return documents
 
 
 def job_documents(site: Site) -> list[dict[str, Any]]:

@@ -15,7 +15,12 @@ from openaudience.runs.rulebook import Rulebook
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """One load: its file, its place and instant (UTC seconds), what it names and by which rules it was read."""
+    """One load: its file, its place and instant (UTC seconds), what it names and by which rules it was read.
+
+    Of calls (kind ``CALLS``): ``file`` 0, ``pid`` the partner concerned, ``first`` and ``at`` the instants of its first
+    and last call, ``evaluation`` the number that the evaluation of the same run has or would have. A load of kind
+    ``GONE`` says that the profiles it touched are gone (RT-312).
+    """
 
     load: int
     file: int
@@ -29,6 +34,18 @@ class Load:
     batch: int | None
     ruleset: str
     links: bool
+    pid: int | None = None
+    first: int | None = None
+    evaluation: int | None = None
+
+
+CALLS = "calls"
+GONE = "gone"
+BY_CALL = 1
+"""Kind of ``touches``: a call presented the device, or had the customer ID in state 1."""
+IS_GONE = 2
+PROVISIONAL = 3
+"""Kind of ``touches``: a call made or found a device that counts nowhere until it is presented (RT-609)."""
 
 
 def load_of(row: LoadRow) -> Load:
@@ -45,6 +62,9 @@ def load_of(row: LoadRow) -> Load:
         row.batch,
         row.ruleset,
         row.links,
+        row.pid,
+        row.first,
+        row.evaluation,
     )
 
 
@@ -77,6 +97,7 @@ def views(loads: Iterable[Load], rulebook: Rulebook, namespace: int | None = Non
             load.at,
             load.batch,
             rulebook.get(load.ruleset).owned() if load.overwrite else frozenset(),
+            load.kind == GONE,
         )
         for load in loads
         if load.namespace is not None and (namespace is None or load.namespace == namespace)

@@ -22,15 +22,17 @@ from sqlalchemy.orm import Session
 from openaudience.catalog.audiences import Audiences
 from openaudience.catalog.ledger import CONFIGURATION, EvaluatedRow, EvaluationRow, counter, put_counter
 from openaudience.ordinals import ordinals_of
-from openaudience.profiles.index import changes
+from openaudience.profiles.index import TraitIndex, changes
 from openaudience.rules.segments import FrequencyTerm, SegmentTree, traits_of
 from openaudience.rules.tree import leaves
 from openaudience.runs.applying import instants
 from openaudience.runs.loads import Load
+from openaudience.runs.logins import Login, judged
+from openaudience.runs.optouts import by_partner
 from openaudience.runs.qualified import ACTIVE_AUDIENCE, SYNCED, WorldQualified
 from openaudience.runs.site import DAY, LOADS, Lease, Site
 from openaudience.runs.upkeep import Expired
-from openaudience.runs.world import Draft, World
+from openaudience.runs.world import DEVICES, EVERYBODY, Draft, World
 from openaudience.segments.evaluation import Evaluation, Segments
 from openaudience.segments.sets import Scope
 from openaudience.segments.sets import touched as scope_of
@@ -44,15 +46,39 @@ PAUSED = "paused"
 """Stands for the digest of a paused segment: nobody is judged by it."""
 MOST_ROWS = 4_000_000
 """Rows of joins and leaves that are in memory at once."""
+FEW = 16
+"""Up to so many profiles are looked for one by one, without reading the bitmap of a segment or trait."""
 
 
 @dataclass(slots=True)
 class Touched:
-    """What a run changed, as far as segments can tell. ``sources``: data sources whose mappings changed."""
+    """What a run changed, as far as segments can tell. ``sources``: data sources whose mappings changed.
+
+    ``optouts``: by partner (0: all) and namespace, who was opted out; ``gone``: by namespace, who leaves all segments.
+    ``logins``: the customers that calls came with in state 1, in the order of the calls.
+    """
 
     profiles: dict[int, BitMap] = field(default_factory=dict)
     sids: set[int] = field(default_factory=set)
     sources: set[int] = field(default_factory=set)
+    optouts: dict[int, dict[int, BitMap]] = field(default_factory=dict)
+    gone: dict[int, BitMap] = field(default_factory=dict)
+    logins: list[Login] = field(default_factory=list)
+
+    def opted_out(self, pid: int, dpid: int, ordinals: BitMap) -> None:
+        """IDs of a data source (0: devices) that were opted out for a partner (0: all)."""
+        if ordinals:
+            by_namespace = self.optouts.setdefault(pid, {})
+            by_namespace[dpid] = by_namespace.get(dpid, BitMap()) | ordinals
+            self.profile(dpid, ordinals)
+
+    def confirm(self, draft: Draft, devices: BitMap) -> None:
+        """All that these devices gathered while they counted nowhere counts from now on (RT-609)."""
+        if devices:
+            self.profile(DEVICES, devices)
+            index = draft.traits(DEVICES)
+            self.sids.update(sid for sid in index.sids() if _among(index, sid, devices))
+            self.sources.update(dpid for dpid, to in draft.link_namespaces() if to == DEVICES)
 
     def profile(self, namespace: int, ordinals: BitMap) -> None:
         if ordinals:
@@ -231,8 +257,9 @@ class Memberships:
         ``relinked``: any mappings may have changed, so the segments that depend on them are judged for everybody.
         """
         definitions = self.definitions()
-        if not definitions.active:
-            return None
+        change = _Change()
+        self._leave(change, draft, touched.optouts)
+        self._leave(change, draft, {EVERYBODY: touched.gone})
         anew = definitions.by_mappings if relinked else frozenset()
         sids: set[int] = set(definitions.windowed)
         for trait in touched.sids:
@@ -241,12 +268,16 @@ class Memberships:
             sids.update(definitions.linked.get(dpid, ()))
         if touched.profiles:
             sids.update(definitions.by_activity)
+        sids.update(self._judged_with(draft, touched.optouts))
         sids -= anew
-        change = _Change()
         if sids and touched.profiles:
             self._judge(change, draft, before, loads, sids, touched.profiles, at)
         if anew:
             self._judge(change, draft, draft, loads, anew, None, at)
+        if touched.logins:
+            qualified = self._qualified(draft, loads, at)
+            for namespace, sid, inside, who in judged(definitions, qualified, draft, touched.logins, at):
+                change.add(namespace, sid, *((who, BitMap()) if inside else (BitMap(), who)))
         return self._written(change, draft, rows, at, {}) if change else None
 
     def everybody(
@@ -283,7 +314,9 @@ class Memberships:
     ) -> None:
         """Judges the given profiles (and all sets they are in), or everybody if None."""
         definitions = self.definitions()
-        qualified = WorldQualified(self._site, draft, loads, definitions.audiences, at)
+        audiences = definitions.audiences
+        out = by_partner(draft) if draft.namespaces("optouts") else None
+        qualified = self._qualified(draft, loads, at)
         scopes: dict[int, Scope] | None = None
         if profiles is not None:
             scopes = {
@@ -293,12 +326,52 @@ class Memberships:
         evaluation = Evaluation(definitions.segments, qualified, draft.links, at // DAY)
         for one in evaluation.changes(_Held(draft), sids, scopes):
             for namespace in {*one.joined, *one.left}:
+                joined = one.joined.get(namespace, BitMap())
+                if out is not None:
+                    # what others of their merged set hold qualifies the set, but not them
+                    joined = joined - out(audiences.segments[one.sid].pid, namespace)
                 change.add(
                     namespace,
                     one.sid,
-                    one.joined.get(namespace, BitMap()),
+                    joined,
                     one.left.get(namespace, BitMap()),
                 )
+
+    def _qualified(self, draft: Draft, loads: Collection[Load], at: int) -> WorldQualified:
+        """Who holds what, without those opted out."""
+        audiences = self.definitions().audiences
+        out = by_partner(draft) if draft.namespaces("optouts") else None
+        without = None if out is None else lambda namespace, sid: out(audiences.traits[sid].pid, namespace)
+        return WorldQualified(self._site, draft, loads, audiences, at, without=without)
+
+    def _leave(self, change: _Change, draft: Draft, optouts: Mapping[int, Mapping[int, BitMap]]) -> None:
+        """Those opted out leave all segments of their partner, paused ones too (RT-1508)."""
+        segments = self.definitions().audiences.segments
+        for pid, by_namespace in optouts.items():
+            for namespace, profiles in by_namespace.items():
+                index = draft.members(namespace)
+                for sid in index.sids():
+                    if sid in segments and pid in (EVERYBODY, segments[sid].pid):
+                        change.add(namespace, sid, BitMap(), _among(index, sid, profiles))
+
+    def _judged_with(self, draft: Draft, optouts: Mapping[int, Mapping[int, BitMap]]) -> Iterator[int]:
+        """Segments in which others may have been by what those opted out hold: the merged sets lose it."""
+        definitions = self.definitions()
+        audiences = definitions.audiences
+        for pid, by_namespace in optouts.items() if definitions.by_mappings else ():
+            for trait, dependants in definitions.dependants.items():
+                merging = [
+                    sid
+                    for sid in dependants
+                    if pid in (EVERYBODY, audiences.segments[sid].pid)
+                    and audiences.merge_rules[audiences.segments[sid].merge_rule].sources
+                ]
+                # held by many at once, and written down for none
+                if merging and (
+                    audiences.kind(trait) in (ACTIVE_AUDIENCE, SYNCED)
+                    or any(_among(draft.traits(one), trait, profiles) for one, profiles in by_namespace.items())
+                ):
+                    yield from merging
 
     def _written(
         self, change: _Change, draft: Draft, rows: RowCollection, at: int, digests: Mapping[int, str | None]
@@ -339,13 +412,20 @@ class _Change:
         return bool(self.joined or self.left)
 
     def add(self, namespace: int, sid: int, joined: BitMap, left: BitMap) -> None:
-        if joined:
-            self.joined.setdefault(namespace, {})[sid] = joined
-        if left:
-            self.left.setdefault(namespace, {})[sid] = left
+        for there, new in ((self.joined, joined), (self.left, left)):
+            if new:
+                by_sid = there.setdefault(namespace, {})
+                by_sid[sid] = by_sid[sid] | new if sid in by_sid else new
 
     def namespaces(self) -> list[int]:
         return sorted({*self.joined, *self.left})
+
+
+def _among(index: TraitIndex, sid: int, profiles: BitMap) -> BitMap:
+    """Which of some profiles hold a trait or are in a segment."""
+    if len(profiles) > FEW:
+        return index.members(sid) & profiles
+    return BitMap([ordinal for ordinal in profiles if index.holds(sid, ordinal)])
 
 
 def member_namespaces(world: World) -> list[int]:

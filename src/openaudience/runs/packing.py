@@ -69,7 +69,7 @@ def _drop_dead(site: Site, lease: Lease) -> None:
         return
     applier = Applier(site)
     at = site.instant()
-    take_out(draft, expired(draft, site.loads(), site.terms().ttl, draft.as_of(), at))
+    take_out(draft, expired(draft, site.tables, site.loads(), site.terms().ttl, draft.as_of(), at))
     for name in dead:
         draft.drop(name)
     applier.write_manifest(draft, at)

@@ -1,7 +1,8 @@
 """Populations and realisations over look-back windows, from the facts, for any day that is over (QL-1101 … QL-1111).
 
 No figure is kept: what is asked for a past day is counted from the loads in force and from the joins and leaves of
-segments, so figures change when a file is undone, and only then or when a trait's time to live or folder changes.
+segments, so figures change when a file is undone, and only then or when a trait's time to live or folder changes, or
+when a provisional device is confirmed: until then it counts nowhere, afterwards all it gathered does (QL-1112, RT-609).
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from openaudience.errors import InputError
 from openaudience.ordinals import ordinals_of
 from openaudience.profiles.folding import FOREVER
 from openaudience.profiles.index import TOUCHED
-from openaudience.profiles.stays import RANGES, Presence, Stays, present, realised
+from openaudience.profiles.stays import RANGES, Presence, Stays, newest, present, realised
 from openaudience.rules.segments import FOLDER, RULE_BASED
 from openaudience.runs.applying import utc
-from openaudience.runs.inquiry import STORED_TRAITS, Inquiry, kind_of
+from openaudience.runs.inquiry import STORED_TRAITS, Inquiry, begun, kind_of
+from openaudience.runs.loads import CALLS, GONE, Load
 from openaudience.runs.membership import PAUSED
 from openaudience.runs.qualified import ACTIVE_AUDIENCE, ACTIVE_DAYS, SYNCED
 from openaudience.runs.site import DAY
@@ -40,6 +42,7 @@ from openaudience.vocabulary import UUID_DPID
 MOST_ROWS = 8 << 20
 """Facts that are in memory at once."""
 NOTHING = (0,) * len(RANGES)
+ALL_CROSS_DEVICE = "ALL_CROSS_DEVICE"
 LARGEST = 3
 """Cross-device data sources that an identity breakdown names; the rest is one sum (UI-88)."""
 
@@ -63,6 +66,27 @@ class SegmentFigures:
 
     instant: Windows | None = NOTHING
     total: Windows | None = NOTHING
+
+
+@dataclass(frozen=True, slots=True)
+class _Joined:
+    """Memberships from their join to their leave; arrays of equal length.
+
+    ``begin`` and ``end``: numbers of the evaluations that made the join and the leave; ``since`` and ``until``: their
+    instants (UTC seconds). ``end`` and ``until`` are ``FOREVER`` where nobody left.
+    """
+
+    ord: NDArray[np.int64]
+    sid: NDArray[np.int64]
+    begin: NDArray[np.int64]
+    end: NDArray[np.int64]
+    since: NDArray[np.int64]
+    until: NDArray[np.int64]
+
+    def of(self, sids: Collection[int]) -> _Joined:
+        """Those in the given segments."""
+        mine = np.isin(self.sid, sorted(sids))
+        return _Joined(*(one[mine] for one in (self.ord, self.sid, self.begin, self.end, self.since, self.until)))
 
 
 class _Sums:
@@ -128,7 +152,7 @@ class Populations:
         out = _Sums()
         for namespace in look.qualified.namespaces():
             for ords in ranges(look.site.tables, ("realizations",), namespace, MOST_ROWS) if plain else ():
-                there = present(look.folder.stays(namespace, ords, plain), self.day)
+                there = self._confirmed(namespace, present(look.folder.stays(namespace, ords, plain), self.day))
                 facts = self._realisations(namespace, ords, plain)
                 seen = realised(facts["ord"].to_numpy(), facts["sid"].to_numpy(), facts["day"].to_numpy(), self.day)
                 for figure, presence in (("population", there), ("uniques", seen)):
@@ -151,9 +175,7 @@ class Populations:
     def _realisations(self, namespace: int, ords: tuple[int, int], sids: Collection[int]) -> pl.DataFrame:
         """Realisations within the longest window: ord, sid, day, n. A later removal takes none back (QL-1101)."""
         look = self._look
-        loads = {
-            load.load: load.at for load in look.loads if load.namespace == namespace and load.at < (self.day + 1) * DAY
-        }
+        loads = {load.load: load.at for load in self._loads if load.namespace == namespace}
         instants = pl.DataFrame(
             {"load": list(loads), "load_at": list(loads.values())}, schema={"load": pl.Int64, "load_at": pl.Int64}
         )
@@ -162,9 +184,9 @@ class Populations:
             {"sid": list(sids), "created": [self._created.get(sid, 0) for sid in sids]},
             schema={"sid": pl.Int64, "created": pl.Int64},
         )
+        rows = look.site.tables.scan("realizations", namespace, ords=ords, loads=list(loads)).filter(pl.col("op") > 0)
         return (
-            look.site.tables.scan("realizations", namespace, ords=ords, loads=list(loads))
-            .filter(pl.col("op") > 0)
+            look.confirmed(namespace, rows)
             .select(pl.col("ord", "sid", "n").cast(pl.Int64), "load", pl.col("last_at").dt.epoch("s").alias("at"))
             .join(instants.lazy(), on="load")
             .join(created.lazy(), on="sid")
@@ -184,32 +206,52 @@ class Populations:
         kinds = look.audiences
         synced = kinds.kind(sid) == SYNCED
         sources = {kinds.source(sid)} if synced else kinds.sources_of(sid) - {UUID_DPID}
-        loads = {load.load: load for load in look.loads if load.at < (self.day + 1) * DAY}
-        pairs: list[tuple[NDArray[np.int64], int]] = []
+        pairs = [(np.empty(0, np.int64), np.empty(0, np.int64))]
         if not synced:
-            for load in loads.values():
+            for load in self._loads:
                 if load.namespace == DEVICES and {load.dpid, load.target} & sources:
                     bitmaps = look.world.load(load.load)
                     if bitmaps is not None:
-                        pairs.append((_ordinals(bitmaps.get(TOUCHED)), load.at))
+                        reached = _ordinals(bitmaps.get(TOUCHED))
+                        pairs.append((reached, np.full(reached.size, load.at, np.int64)))
+            pairs.append(_pairs(look.called(DEVICES, look.traits[sid].pid, end=(self.day + 1) * DAY)))
+        asserting = [load for load in self._loads if load.kind != GONE]
+        instants = pl.DataFrame(
+            {
+                "load": [load.load for load in asserting],
+                "load_at": [None if load.kind == CALLS else load.at for load in asserting],
+            },
+            schema={"load": pl.Int64, "load_at": pl.Int64},
+        ).lazy()
         for dpid in sources:
             rows = (
-                look.site.tables.scan("links", dpid, loads=list(loads))
+                look.site.tables.scan("links", dpid, loads=[load.load for load in asserting])
                 .filter(pl.col("to_dpid") == DEVICES)
-                .select("to_ord", "load")
-                .unique()
-                .collect()
+                .select(pl.col("to_ord").alias("ord"), "load", pl.col("last_at").dt.epoch("s").alias("own"))
+                .join(instants, on="load")
             )
-            for key, mine in rows.group_by("load"):
-                pairs.append((mine["to_ord"].to_numpy().astype(np.int64), loads[int(str(key[0]))].at))
-        ords = np.concatenate([some for some, _ in pairs]) if pairs else np.empty(0, np.int64)
-        at = np.repeat(np.array([instant for _, instant in pairs], np.int64), [some.size for some, _ in pairs])
-        inside = np.isin(ords, _ordinals(look.qualified.members(DEVICES, sid) if synced else look.world.known()))
+            pairs.append(_pairs(rows.with_columns(pl.coalesce("load_at", "own").alias("at"))))
+        ords, at = (np.concatenate(some) for some in zip(*pairs, strict=True))
+        there = look.qualified.members(DEVICES, sid) if synced else look.world.known()
+        inside = np.isin(ords, _ordinals(there - look.world.provisional()))
         ords, at = ords[inside], at[inside]
         sids = np.full(ords.size, sid, np.int64)
         end = np.full(ords.size, FOREVER, np.int64) if synced else at + ACTIVE_DAYS * DAY
         found = Stays(ords, sids, at, at, end, np.zeros(ords.size, np.bool_))
         return present(found, self.day), realised(ords, sids, at // DAY, self.day)
+
+    @cached_property
+    def _loads(self) -> list[Load]:
+        """Loads that may have facts of the day or of days before it."""
+        return [load for load in self._look.loads if begun(load) < (self.day + 1) * DAY]
+
+    def _confirmed(self, namespace: int, found: Presence) -> Presence:
+        """Without provisional devices (QL-1112)."""
+        provisional = self._look.world.provisional()
+        if namespace != DEVICES or not provisional:
+            return found
+        counts = ~np.isin(found.ord, _ordinals(provisional))
+        return Presence(found.ord[counts], found.sid[counts], found.age[counts])
 
     @cached_property
     def _created(self) -> dict[int, int]:
@@ -233,16 +275,20 @@ class Populations:
     def segments(self, sids: Collection[int] | None = None) -> dict[int, SegmentFigures]:
         """By sid, the figures of the given segments or all; devices, for M3 and M7 customers (QL-1108).
 
-        The real-time population counts calls, which nothing can make yet: it is 0 (QL-1104).
+        The real-time population counts who was in a call of the segment's partner and a member at that moment, what
+        the call itself realised included (QL-1104); of M7 it is 0.
         """
         look = self._look
         chosen = sorted(look.audiences.segments if sids is None else sids)
         found = {sid: SegmentFigures() for sid in chosen}
         for namespace in self._member_namespaces():
             counting = [sid for sid in chosen if (namespace == DEVICES) == self.counts_devices(sid)]
-            for ords in ranges(look.site.tables, ("memberships",), namespace, MOST_ROWS) if counting else ():
-                for sid, sizes in self._members(namespace, ords, counting).counts().items():
+            for ords in ranges(look.site.tables, ("memberships", "touches"), namespace, MOST_ROWS) if counting else ():
+                joined = self._joined(namespace, ords, counting)
+                for sid, sizes in self._confirmed(namespace, _members(joined, self.day)).counts().items():
                     found[sid].total = _sum(found[sid].total, np.array(sizes, np.int64))
+                for sid, sizes in self._calling(namespace, ords, joined, counting).counts().items():
+                    found[sid].instant = _sum(found[sid].instant, np.array(sizes, np.int64))
         for sid in chosen:
             since = self._paused(sid)
             paused = since is not None and self.day > since // DAY
@@ -252,8 +298,10 @@ class Populations:
 
     def counts_devices(self, sid: int) -> bool:
         """Whether a segment's population counts devices; otherwise it counts customers (QL-1108)."""
-        rule = self._look.audiences.merge_rules[self._look.audiences.segments[sid].merge_rule]
-        return rule.authenticated not in ("CURRENT_AUTHENTICATED", "ALL_CROSS_DEVICE")
+        return self._authenticated(sid) not in ("CURRENT_AUTHENTICATED", ALL_CROSS_DEVICE)
+
+    def _authenticated(self, sid: int) -> str:
+        return self._look.audiences.merge_rules[self._look.audiences.segments[sid].merge_rule].authenticated
 
     def segment_identities(self, sid: int) -> list[dict[str, Any]]:
         """Customers linked now to the day's member devices, or the member customers, by source (QL-1110, UI-88)."""
@@ -273,15 +321,15 @@ class Populations:
         some = [np.empty(0, np.int64)]
         if namespace in self._member_namespaces():
             for ords in ranges(self._look.site.tables, ("memberships",), namespace, MOST_ROWS):
-                there = self._members(namespace, ords, [sid])
+                there = self._confirmed(namespace, _members(self._joined(namespace, ords, [sid]), self.day))
                 some.append(there.ord[there.age == 0])
         return np.concatenate(some)
 
     def _member_namespaces(self) -> list[int]:
         return sorted({file.dpid or 0 for file in self._look.site.tables.files("memberships")})
 
-    def _members(self, namespace: int, ords: tuple[int, int], sids: Collection[int]) -> Presence:
-        """Who was a member at the end of which day, from joins and leaves (QL-1105)."""
+    def _joined(self, namespace: int, ords: tuple[int, int], sids: Collection[int]) -> _Joined:
+        """All memberships that there ever were, from joins and leaves."""
         rows = (
             self._look.site.tables.scan("memberships", namespace, ords=ords)
             .filter(pl.col("load").is_in(self._look.evaluations) & pl.col("sid").is_in(list(sids)))
@@ -289,14 +337,30 @@ class Populations:
             .collect()
             .sort("ord", "sid", "load")
         )
-        ord_, sid, op, at = (rows[name].to_numpy() for name in ("ord", "sid", "op", "at"))
+        ord_, sid, op, load, at = (rows[name].to_numpy() for name in ("ord", "sid", "op", "load", "at"))
         follows = np.zeros(op.size, np.bool_)
         follows[:-1] = (ord_[1:] == ord_[:-1]) & (sid[1:] == sid[:-1])
-        end = np.full(op.size, FOREVER, np.int64)
-        end[:-1][follows[:-1]] = at[1:][follows[:-1]]
+        end, until = np.full(op.size, FOREVER, np.int64), np.full(op.size, FOREVER, np.int64)
+        end[:-1][follows[:-1]] = load[1:][follows[:-1]]
+        until[:-1][follows[:-1]] = at[1:][follows[:-1]]
         joins = op > 0
-        stays = Stays(ord_[joins], sid[joins], at[joins], at[joins], end[joins], follows[joins])
-        return present(stays, self.day)
+        return _Joined(*(one[joins] for one in (ord_, sid, load, end, at, until)))
+
+    def _calling(self, namespace: int, ords: tuple[int, int], joined: _Joined, sids: Collection[int]) -> Presence:
+        """Who was in a call as a member, and how long ago that was last (QL-1104)."""
+        look = self._look
+        partners: dict[int, list[int]] = {}
+        for sid in sids:
+            if self._authenticated(sid) != ALL_CROSS_DEVICE:
+                partners.setdefault(look.audiences.segments[sid].pid, []).append(sid)
+        nobody = np.empty(0, np.int64)
+        found = [Presence(nobody, nobody, nobody)]
+        begin, end = (self.day - RANGES[-1] + 1) * DAY, (self.day + 1) * DAY
+        for pid, mine in partners.items():
+            calls = look.called(namespace, pid, begin=begin, end=end, ords=ords).collect()
+            ord_, run, at = (calls[name].to_numpy() for name in ("ord", "run", "at"))
+            found.append(_met(joined.of(mine), ord_, run, at // DAY, self.day))
+        return Presence(*(np.concatenate([getattr(one, name) for one in found]) for name in ("ord", "sid", "age")))
 
     def _paused(self, sid: int) -> int | None:
         """When a segment was paused (UTC seconds), None if it is active; 0 if it has been paused from the start."""
@@ -366,6 +430,40 @@ class Populations:
 
 def _named(name: str, windows: Windows | None) -> dict[str, int | None]:
     return {f"{name}{days}Day": None if windows is None else windows[place] for place, days in enumerate(RANGES)}
+
+
+def _members(joined: _Joined, day: int) -> Presence:
+    """Who was a member at the end of which day (QL-1105)."""
+    stays = Stays(joined.ord, joined.sid, joined.since, joined.since, joined.until, joined.until < FOREVER)
+    return present(stays, day)
+
+
+def _met(
+    joined: _Joined, ords: NDArray[np.int64], runs: NDArray[np.int64], days: NDArray[np.int64], day: int
+) -> Presence:
+    """Members that a call met, with the newest day on which one did.
+
+    ``ords``, ``runs``, ``days``: of each call the profile, the number of its run's evaluation, and the UTC day. A call
+    sees the joins and leaves of all evaluations up to that one: numbers of loads and evaluations come from one counter.
+    """
+    numbers, run = np.unique(runs, return_inverse=True)
+    width = numbers.size + 1
+    keys = ords * width + run
+    order = np.argsort(keys, kind="stable")
+    keys, days = keys[order], days[order]
+    low = np.searchsorted(keys, joined.ord * width + np.searchsorted(numbers, joined.begin))
+    high = np.searchsorted(keys, joined.ord * width + np.searchsorted(numbers, joined.end))
+    met = low < high
+    # the greatest day of each stretch of calls; one more entry, so that a stretch may end at the last
+    stretches = np.column_stack((low[met], high[met])).ravel()
+    last = np.maximum.reduceat(np.append(days, 0), stretches)[::2]
+    return newest(joined.ord[met], joined.sid[met], day - last)
+
+
+def _pairs(rows: pl.LazyFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The distinct pairs of ``ord`` and ``at``."""
+    found = rows.select(pl.col("ord", "at").cast(pl.Int64)).unique().collect()
+    return found["ord"].to_numpy(), found["at"].to_numpy()
 
 
 def _sum(windows: Windows | None, more: NDArray[np.int64]) -> Windows:

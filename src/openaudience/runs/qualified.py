@@ -6,7 +6,7 @@ instant of the newest load that realised it. Rule-based traits are counted by da
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +18,7 @@ from openaudience.identity.mappings import LinkIndex
 from openaudience.ordinals import bitmap_of, ordinals_of
 from openaudience.profiles.index import TOUCHED, joined_key
 from openaudience.rules.segments import RULE_BASED
-from openaudience.runs.loads import Load
+from openaudience.runs.loads import CALLS, Load
 from openaudience.runs.site import DAY, Site
 from openaudience.runs.upkeep import Expired, Folder
 from openaudience.runs.world import DEVICES, World
@@ -46,9 +46,15 @@ class TraitKinds(Protocol):
     def sources_of(self, sid: int) -> frozenset[int]:
         """The data sources of the partner that a trait belongs to."""
 
+    def partner(self, sid: int) -> int:
+        """The partner that a trait belongs to."""
+
 
 class WorldQualified:
-    """Qualifications at ``now`` (UTC seconds). ``gone``: who is in the index still, but no longer alive."""
+    """Qualifications at ``now`` (UTC seconds). ``gone``: who is in the index still, but no longer alive.
+
+    ``without``: by namespace and trait the profiles whose qualification is not to count, however alive it is.
+    """
 
     def __init__(
         self,
@@ -58,6 +64,7 @@ class WorldQualified:
         kinds: TraitKinds,
         now: int,
         gone: Expired | None = None,
+        without: Callable[[int, int], BitMap] | None = None,
     ) -> None:
         self._site = site
         self._world = world
@@ -66,6 +73,7 @@ class WorldQualified:
         self._kinds = kinds
         self._now = now
         self._gone = gone or {}
+        self._without = without
         self._known: dict[tuple[int, int], BitMap] = {}
 
     def namespaces(self) -> Sequence[int]:
@@ -76,7 +84,12 @@ class WorldQualified:
         """Profiles for which the trait is alive; not to be changed."""
         found = self._known.get((namespace, sid))
         if found is None:
-            found = self._known[namespace, sid] = self._members(namespace, sid)
+            found = self._members(namespace, sid)
+            if namespace == DEVICES and (unsure := self._world.provisional()):
+                found = found - unsure
+            if self._without is not None:
+                found = found - self._without(namespace, sid)
+            self._known[namespace, sid] = found
         return found
 
     def forget(self) -> None:
@@ -124,7 +137,11 @@ class WorldQualified:
             case "DATA_SOURCE_SYNCED_TRAIT":
                 return self._synced(self._kinds.source(sid)) if namespace == DEVICES else BitMap()
             case "ACTIVE_AUDIENCE_TRAIT":
-                return self._active(self._kinds.sources_of(sid)) if namespace == DEVICES else BitMap()
+                return (
+                    self._active(self._kinds.sources_of(sid), self._kinds.partner(sid))
+                    if namespace == DEVICES
+                    else BitMap()
+                )
         held = self._world.traits(namespace).members(sid)
         gone = self._gone.get(namespace, {}).get(sid)
         return held - gone if gone else held
@@ -137,14 +154,16 @@ class WorldQualified:
         links = self._links(dpid)
         return BitMap() if links is None else bitmap_of(links.mapped_devices())
 
-    def _active(self, sources: frozenset[int]) -> BitMap:
-        """Devices of the partner that a file reached or synced within 120 days (QL-205)."""
+    def _active(self, sources: frozenset[int], pid: int) -> BitMap:
+        """Devices of the partner that called, or that a file reached or synced, within 120 days (QL-205)."""
         since = self._now - ACTIVE_DAYS * DAY
         # a file of UUIDs is the partner's when its target is
         sources -= {UUID_DPID}
         found = BitMap()
         for load in self._loads:
-            if load.namespace == DEVICES and load.at > since and {load.dpid, load.target} & sources:
+            if load.namespace != DEVICES or load.at <= since:
+                continue
+            if load.pid == pid if load.kind == CALLS else {load.dpid, load.target} & sources:
                 bitmaps = self._world.load(load.load)
                 if bitmaps is not None:
                     found |= bitmaps.get(TOUCHED)

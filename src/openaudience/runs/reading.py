@@ -25,6 +25,7 @@ from openaudience.inbound.scan import Rows
 from openaudience.ordinals import bitmap_of, ordinals_of
 from openaudience.profiles import gathering
 from openaudience.runs.dictionary import Dictionaries, OwnDevice, folded_keys
+from openaudience.runs.optouts import OptOuts
 from openaudience.runs.rulebook import Coder, Ruleset
 from openaudience.runs.world import DEVICES, World
 from openaudience.store.parts import ROW_GROUP, RowCollection
@@ -173,10 +174,12 @@ class DataReader:
         beta: bool,
         own_device: OwnDevice,
         small: bool,
+        optouts: OptOuts,
         suspects: NDArray[np.uint8] | None = None,
         sampler: Sampler | None = None,
     ) -> None:
         self._world = world
+        self._optouts = optouts
         self._ruleset = ruleset
         self._coder = coder
         self._load = load
@@ -276,25 +279,40 @@ class DataReader:
             for dpid in distinct.tolist():
                 some = np.flatnonzero(types == dpid)
                 profile[some] = self._own_profiles(rows, good[some], int(dpid))
-            self._apply(rows, good, profile, np.arange(good.size, dtype=np.int64))
+            self._apply_each(rows, good, profile)
             return
         kind = self._column.kind
         dpid = self._column.dpid
         if kind is IdKind.CROSS_DEVICE:
+            good = self._opted_in(rows, good, dpid)
             profile = self._ids.get(dpid).intern(
                 rows.k1[good], rows.k2[good], rows.text, rows.start[good], rows.length[good]
             )
             self._apply(rows, good, profile, np.arange(good.size, dtype=np.int64))
         elif kind is IdKind.DAID:
-            profile = self._own_profiles(rows, good, dpid)
-            self._apply(rows, good, profile, np.arange(good.size, dtype=np.int64))
+            self._apply_each(rows, good, self._own_profiles(rows, good, dpid))
         elif kind is IdKind.COOKIE:
             self._match_cookies(rows, good, dpid)
         else:
             device = self._devices(rows, good, kind, dpid)
-            there = np.flatnonzero(device >= 0)
-            rows.reason[good[device < 0]] = REASON_NUMBER["unknown_aam_id"]
-            self._apply(rows, good[there], device[there], np.arange(there.size, dtype=np.int64))
+            lost = good[device < 0]
+            rows.reason[lost[rows.reason[lost] == 0]] = REASON_NUMBER["unknown_aam_id"]
+            self._apply_each(rows, good, device)
+
+    def _apply_each(self, rows: Rows, good: NDArray[np.int64], profile: NDArray[np.int64]) -> None:
+        """Qualifies rows that reach one profile each; −1: none."""
+        if (profile < 0).any():
+            there = np.flatnonzero(profile >= 0)
+            good, profile = good[there], profile[there]
+        self._apply(rows, good, profile, np.arange(good.size, dtype=np.int64))
+
+    def _opted_in(self, rows: Rows, good: NDArray[np.int64], dpid: int) -> NDArray[np.int64]:
+        """The rows whose own ID is not opted out (IN-65); such IDs are known, so nothing new gets a number here."""
+        if not self._optouts:
+            return good
+        out = self._optouts.hit(dpid, self._world.ids(dpid).find(rows.k1[good], rows.k2[good]))
+        rows.reason[good[out]] = REASON_NUMBER["opted_out"]
+        return good[~out]
 
     def _match_cookies(self, rows: Rows, good: NDArray[np.int64], dpid: int) -> None:
         index = self._world.ids(dpid)
@@ -302,22 +320,40 @@ class DataReader:
         at, devices, _ = self._world.links(dpid).devices(np.maximum(found, 0).astype(np.uint32))
         reach = np.diff(at)
         reach[found < 0] = 0
-        alone = reach == 0
-        if alone.any():
-            lost = good[alone]
-            rows.reason[lost] = REASON_NUMBER["not_synced"]
-            self._case_help(rows, lost, dpid)
-        source = np.repeat(np.arange(good.size, dtype=np.int64), reach)
         if found.size and (found < 0).any():
             keep = np.repeat(found >= 0, np.diff(at))
             devices = devices[keep]
+        if self._optouts:
+            reach, devices = self._leave_out(rows, good, self._optouts.hit(dpid, found), reach, devices)
+        alone = reach == 0
+        if alone.any():
+            lost = good[alone]
+            lost = lost[rows.reason[lost] == 0]
+            rows.reason[lost] = REASON_NUMBER["not_synced"]
+            self._case_help(rows, lost, dpid)
+        source = np.repeat(np.arange(good.size, dtype=np.int64), reach)
         matched = np.flatnonzero(~alone)
         place = np.full(good.size, -1, np.int64)
         place[matched] = np.arange(matched.size)
         self._apply(rows, good[matched], devices.astype(np.int64), place[source])
 
+    def _leave_out(
+        self,
+        rows: Rows,
+        good: NDArray[np.int64],
+        out: NDArray[np.bool_],
+        reach: NDArray[np.int64],
+        devices: NDArray[np.uint32],
+    ) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
+        """How many devices each row still reaches, and which, when nobody opted out is (IN-65)."""
+        source = np.repeat(np.arange(good.size, dtype=np.int64), reach)
+        stay = ~(out[source] | self._optouts.hit(DEVICES, devices))
+        left = np.bincount(source[stay], minlength=good.size)
+        rows.reason[good[out | ((reach > 0) & (left == 0))]] = REASON_NUMBER["opted_out"]
+        return left, devices[stay]
+
     def _devices(self, rows: Rows, good: NDArray[np.int64], kind: IdKind, dpid: int) -> NDArray[np.int64]:
-        """Known devices of UUIDs or ECIDs, -1 for none (IN-63)."""
+        """Known devices of UUIDs or ECIDs, -1 for none (IN-63); of those opted out the reason is noted."""
         if kind is IdKind.UUID:
             k1, k2 = rows.k1[good], rows.k2[good]
         else:
@@ -331,6 +367,10 @@ class DataReader:
             k1 = hash_spans(blob, start, length, self._seeds[0])
             k2 = hash_spans(blob, start, length, self._seeds[1])
         found = self._world.ids(DEVICES).find(k1, k2)
+        if self._optouts:
+            out = self._optouts.hit(DEVICES, found)
+            rows.reason[good[out]] = REASON_NUMBER["opted_out"]
+            found[out] = -1
         if self._small:
             few = bitmap_of(np.unique(found[found >= 0]).astype(np.uint32)) & self._world.known()
             return np.where(np.isin(found, ordinals_of(few).astype(np.int64)), found, -1)
@@ -342,11 +382,19 @@ class DataReader:
         return np.where(there, found, -1)
 
     def _own_profiles(self, rows: Rows, some: NDArray[np.int64], dpid: int) -> NDArray[np.int64]:
-        """Devices of DAIDs; an unseen one gets a device of its own (IN-62)."""
+        """Devices of DAIDs; an unseen one gets a device of its own (IN-62). −1: it or its device is opted out."""
+        left = self._opted_in(rows, some, dpid)
         ordinal = self._ids.get(dpid).intern(
-            rows.k1[some], rows.k2[some], rows.text, rows.start[some], rows.length[some]
+            rows.k1[left], rows.k2[left], rows.text, rows.start[left], rows.length[left]
         )
-        return self._ids.own_devices(dpid, ordinal, rows.line[some])
+        device = self._ids.own_devices(dpid, ordinal, rows.line[left])
+        if not self._optouts:
+            return device
+        out = self._optouts.hit(DEVICES, device)
+        rows.reason[left[out]] = REASON_NUMBER["opted_out"]
+        profile = np.full(some.size, -1, np.int64)
+        profile[rows.reason[some] == 0] = device[~out]
+        return profile
 
     def _case_help(self, rows: Rows, lost: NDArray[np.int64], dpid: int) -> None:
         """Unmatched IDs that differ from a synced one by letter case or leading zeros only (IN-64)."""
@@ -366,7 +414,7 @@ class DataReader:
             sent = rows.id(row)
             for candidate in candidates[at[place] : at[place + 1]].tolist():
                 known = index.name(candidate)
-                if known == sent or fold(known) != fold(sent):
+                if known == sent or fold(known) != fold(sent) or candidate in self._optouts.of(dpid):
                     continue
                 if links.devices(np.array([candidate], np.uint32))[0][1]:
                     self._case_keys[key] = None

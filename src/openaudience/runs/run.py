@@ -29,6 +29,7 @@ from openaudience.runs.files import Reader, Task
 from openaudience.runs.history import Accepted, History, hash_warnings, not_hashed, sampler_of
 from openaudience.runs.loads import Load
 from openaudience.runs.membership import Judged, Memberships, Touched
+from openaudience.runs.optouts import concerned
 from openaudience.runs.outcome import Outcome
 from openaudience.runs.reading import Reading
 from openaudience.runs.rulebook import Ruleset
@@ -38,7 +39,7 @@ from openaudience.runs.syncing import SyncReading
 from openaudience.runs.upkeep import expired, take_out
 from openaudience.runs.world import DEVICES, World
 from openaudience.store.parts import RowCollection
-from openaudience.vocabulary import FileWarning, Layout
+from openaudience.vocabulary import FileWarning, IdKind, Layout
 
 MOST_FILES = 500
 MOST_BYTES = 64 << 20
@@ -183,7 +184,8 @@ class Run:
         numbers, first = self._numbers
         load, position = next(numbers), first + self._count
         warnings = [*name.warnings, *self._history.warnings(file)]
-        task = Task(site.folder / file.row.waiting_path, name, ruleset, digest, load, self.staging)
+        partners = concerned(name, file.row.pid, self._configuration.sources)
+        task = Task(site.folder / file.row.waiting_path, name, ruleset, digest, load, self.staging, partners)
         application = FileApplication(self.draft, self.staging, load, position)
         if name.kind != "data":
             sync = self._reader.read_sync(task, self.draft, self._own_device, warnings)
@@ -191,6 +193,7 @@ class Run:
             if not site.beta:
                 outcome.with_links(application.apply_sync(sync, ruleset, site.now()))
                 self._touch_linked(sync)
+                self._confirm(sync.named)
                 outcome.warnings.extend(hash_warnings(sync, self._configuration, self.draft))
             accepted = Accepted(file, load, position, digest, application, sync, outcome, None, [])
         else:
@@ -204,6 +207,8 @@ class Run:
                 self._touch_made(reading.ids)
                 self.touched.profile(reading.namespace, reading.touched)
                 self.touched.sids.update(reading.sids)
+                if ruleset.columns[0].kind in (IdKind.UUID, IdKind.ECID):
+                    self._confirm(reading.touched)
                 application.keep_traits(reading)
             outcome = Outcome.of(reading.tally, [*warnings, *findings(reading)])
             if reading.namespace != DEVICES:
@@ -219,6 +224,12 @@ class Run:
         self.rows.absorb(application.rows)
         self._history.took(file, accepted.batch)
         return accepted
+
+    def _confirm(self, named: BitMap) -> None:
+        """Devices that a file names in column one count from now on (RT-609)."""
+        if provisional := named & self.draft.provisional():
+            self.draft.put_provisional(BitMap(), provisional)
+            self.touched.confirm(self.draft, provisional)
 
     def _touch_linked(self, sync: SyncReading) -> None:
         """What an ID sync says is gone after its reading: whose mappings may have changed is noted now."""
@@ -250,7 +261,7 @@ class Run:
 
     def apply(self, at: int) -> None:
         """Brings the draft up to ``at`` (UTC seconds), then applies what the files say about traits."""
-        gone = expired(self.draft, self._loads, self.site.terms().ttl, self.draft.as_of(), at)
+        gone = expired(self.draft, self.site.tables, self._loads, self.site.terms().ttl, self.draft.as_of(), at)
         take_out(self.draft, gone)
         self.touched.expired(gone)
         batches: dict[int, list[int]] = {}

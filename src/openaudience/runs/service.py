@@ -13,6 +13,7 @@ from sqlalchemy import func, select
 from openaudience.catalog.ledger import FileRow, RunRow
 from openaudience.errors import OpenAudienceError, StoreUnavailable
 from openaudience.runs.applier import Applier
+from openaudience.runs.draining import waiting_calls
 from openaudience.runs.dropping import SET_ASIDE, drop
 from openaudience.runs.loads import decided_evaluations, decided_loads, loads_in_force, numbers
 from openaudience.runs.membership import is_current
@@ -23,12 +24,16 @@ from openaudience.runs.site import Lease, Site
 from openaudience.runs.undoing import Undoing
 from openaudience.store import query
 
+PATIENCE = 10.0
+"""So many seconds a reader waits for its turn to take in calls; what it is shown then is what there was before."""
 LARGE_BYTES = 16 << 20
 """From here on copying a drop takes long enough to prepare its reading meanwhile."""
 
 
 def unfinished(site: Site) -> bool:
-    """Whether a process left work behind: decided runs, waiting files, traits to be folded anew."""
+    """Whether work waits: calls, or what a process left behind, decided runs, files, traits to be folded anew."""
+    if waiting_calls(site):
+        return True
     with site.reading() as session:
         runs = session.scalar(
             select(func.count()).select_from(RunRow).where(RunRow.environment == site.name, RunRow.state == "decided")
@@ -43,11 +48,13 @@ def unfinished(site: Site) -> bool:
 
 
 def finish_unfinished(site: Site) -> None:
-    """Finishes what a process that died left behind; does nothing while another one is at work."""
+    """Finishes what waits: calls that were answered, so that whoever looks sees them (RT-003), and what a process that
+    died left behind. While another one is at work it waits a moment only, then does nothing.
+    """
     if not unfinished(site):
         return
     try:
-        with Lease(site, patience=0) as lease:
+        with Lease(site, patience=PATIENCE if waiting_calls(site) else 0) as lease:
             applier = Applier(site)
             applier.settler.tidy()
             applier.work(lease)

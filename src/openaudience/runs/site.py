@@ -15,6 +15,8 @@ from pathlib import Path
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from openaudience.calls.opening import open_calls
+from openaudience.calls.store import CallStore
 from openaudience.catalog.base import transaction
 from openaudience.catalog.ledger import RunRow, advance, counter, seconds
 from openaudience.errors import LeaseLost, LeaseTaken, StoreUnavailable, SystemFailure
@@ -76,10 +78,17 @@ class Site:
     def gpg(self) -> GpgHome:
         return GpgHome(self.home.pgp)
 
+    @cached_property
+    def calls(self) -> CallStore:
+        """Answered calls that are not in the tables yet (design 2.7). Raises StoreUnavailable, SystemFailure."""
+        return open_calls(self.settings.edge.store, self.folder, self.seeds, keep=self.beta, fault=faults.reach)
+
     def close(self) -> None:
-        """Ends helper programs; the home closes the catalog."""
+        """Ends helper programs and lets go of the edge store; the home closes the catalog."""
         if "gpg" in self.__dict__:
             self.gpg.close()
+        if "calls" in self.__dict__:
+            self.calls.close()
 
     @property
     def file_limits(self) -> SizeLimits:
@@ -160,11 +169,14 @@ class Site:
         with self.writing() as session:
             return advance(session, self.name, name, by)
 
+    def floor(self) -> int:
+        """The instant before which no job may end: that of the job before it (design 2.1)."""
+        with self.reading() as session:
+            return counter(session, self.name, LAST_AT)
+
     def instant(self) -> int:
         """The instant for a job that ends now: never before the one of the job before it (design 2.1)."""
-        with self.reading() as session:
-            last = counter(session, self.name, LAST_AT)
-        return max(self.now(), last)
+        return max(self.now(), self.floor())
 
     @contextmanager
     def dropping(self, alone: bool = False) -> Iterator[bool]:

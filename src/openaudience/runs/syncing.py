@@ -16,6 +16,7 @@ from openaudience.identity import ecid
 from openaudience.inbound.scan import IdRows
 from openaudience.ordinals import bitmap_of
 from openaudience.runs.dictionary import Dictionaries, OwnDevice
+from openaudience.runs.optouts import OptOuts
 from openaudience.runs.reading import Tally
 from openaudience.runs.rulebook import Ruleset
 from openaudience.runs.world import DEVICES, World
@@ -24,11 +25,15 @@ from openaudience.vocabulary import REASON_NUMBER, Column, IdKind
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Asserted pairs of one namespace in file order: ordinals on both sides, and line numbers."""
+    """Asserted pairs of one namespace in file order: ordinals on both sides, and line numbers.
+
+    ``seq``: places of the rows among those of their load; None where they have the places 0, 1 ….
+    """
 
     customer: NDArray[np.uint32]
     other: NDArray[np.uint32]
     line: NDArray[np.int64]
+    seq: NDArray[np.int64] | None = None
 
 
 @dataclass(slots=True)
@@ -45,9 +50,17 @@ class SyncReader:
     """Takes the scanned blocks of one ID-sync file in file order."""
 
     def __init__(
-        self, *, world: World, ruleset: Ruleset, seeds: tuple[int, int], beta: bool, own_device: OwnDevice
+        self,
+        *,
+        world: World,
+        ruleset: Ruleset,
+        seeds: tuple[int, int],
+        beta: bool,
+        own_device: OwnDevice,
+        optouts: OptOuts,
     ) -> None:
         self._world = world
+        self._optouts = optouts
         self._ruleset = ruleset
         self._columns = ruleset.layout().columns
         self._beta = beta
@@ -63,10 +76,12 @@ class SyncReader:
             return
         if self._beta:
             rows.reason[rows.reason == 0] = REASON_NUMBER["beta"]
-        elif self._ruleset.form == "c2c":
-            self._take_emails(rows)
         else:
-            self._take_devices(rows)
+            good = self._opted_in(rows, np.flatnonzero(rows.reason == 0))
+            if good.size and self._ruleset.form == "c2c":
+                self._take_emails(rows, good)
+            elif good.size:
+                self._take_devices(rows, good)
         np.add.at(self.tally.reasons, rows.reason, 1)
 
     def finish(self) -> SyncReading:
@@ -78,25 +93,43 @@ class SyncReader:
             rows.k1[place][some], rows.k2[place][some], rows.text, rows.start[place][some], rows.length[place][some]
         )
 
-    def _take_emails(self, rows: IdRows) -> None:
-        good = np.flatnonzero(rows.reason == 0)
-        if good.size:
-            customer = self._ordinals(rows, good, 0)
-            email = self._ordinals(rows, good, 1)
-            self._add((self._columns[0].dpid, self._columns[1].dpid), customer, email, rows.line[good])
+    def _opted_in(self, rows: IdRows, good: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows none of whose own IDs is opted out (IN-77); looked up before any of them gets a number."""
+        if not self._optouts:
+            return good
+        for place, column in enumerate(self._columns):
+            if column.kind is IdKind.ECID:
+                continue  # has no ordinal of its own: its device is looked at
+            dpid = DEVICES if column.kind is IdKind.UUID else column.dpid
+            found = self._world.ids(dpid).find(rows.k1[place][good], rows.k2[place][good])
+            out = self._optouts.hit(dpid, found)
+            rows.reason[good[out]] = REASON_NUMBER["opted_out"]
+            good = good[~out]
+        return good
 
-    def _take_devices(self, rows: IdRows) -> None:
-        good = np.flatnonzero(rows.reason == 0)
-        if not good.size:
-            return
+    def _take_emails(self, rows: IdRows, good: NDArray[np.int64]) -> None:
+        customer = self._ordinals(rows, good, 0)
+        email = self._ordinals(rows, good, 1)
+        self._add((self._columns[0].dpid, self._columns[1].dpid), customer, email, rows.line[good])
+
+    def _take_devices(self, rows: IdRows, good: NDArray[np.int64]) -> None:
+        kind = self._columns[0].kind
         device, source = self._masters(rows, good, self._columns[0])
         lost = np.ones(good.size, np.bool_)
         lost[source] = False
         if lost.any():
-            unknown = "unknown_aam_id" if self._columns[0].kind is IdKind.ECID else "not_synced"
+            unknown = "unknown_aam_id" if kind is IdKind.ECID else "not_synced"
             rows.reason[good[lost]] = REASON_NUMBER[unknown]
+        if self._optouts:
+            stay = ~self._optouts.hit(DEVICES, device)
+            device, source = device[stay], source[stay]
+            found, lost = ~lost, np.ones(good.size, np.bool_)
+            lost[source] = False
+            rows.reason[good[lost & found]] = REASON_NUMBER["opted_out"]
         if not device.size:
             return
+        if kind in (IdKind.UUID, IdKind.DAID):
+            self._named |= bitmap_of(np.unique(device).astype(np.uint32))
         matched = good[~lost]
         rank = np.cumsum(~lost) - 1
         by_source: dict[int, list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]] = {}
@@ -120,15 +153,13 @@ class SyncReader:
             device = self._ids.get(DEVICES).intern(
                 rows.k1[0][good], rows.k2[0][good], rows.text, rows.start[0][good], rows.length[0][good]
             )
-            self._named |= bitmap_of(np.unique(device).astype(np.uint32))
             return device, every
         if column.kind is IdKind.DAID:
-            device = self._ids.own_devices(column.dpid, self._ordinals(rows, good, 0), rows.line[good])
-            self._named |= bitmap_of(np.unique(device).astype(np.uint32))
-            return device, every
+            return self._ids.own_devices(column.dpid, self._ordinals(rows, good, 0), rows.line[good]), every
         if column.kind is IdKind.ECID:
             organisation = self._ruleset.organisations.get(str(column.dpid), "")
-            known = self._world.known()
+            # an opted-out one is found, known or not: that reason stands before "unknown"
+            known, out = self._world.known(), self._optouts.of(DEVICES)
             found: list[int] = []
             source: list[int] = []
             for place, row in enumerate(good.tolist()):
@@ -136,7 +167,7 @@ class SyncReader:
                 text = rows.text[start : start + length].tobytes().decode("ascii")
                 uuid = ecid.to_uuid(organisation, text).encode("ascii")
                 ordinal = self._ids.get(DEVICES).find_text(uuid)
-                if ordinal >= 0 and ordinal in known:
+                if ordinal >= 0 and (ordinal in known or ordinal in out):
                     found.append(ordinal)
                     source.append(place)
             return np.array(found, np.int64), np.array(source, np.int64)

@@ -20,10 +20,10 @@ from openaudience.catalog.ledger import FileRow, JobRow, LoadRow, ReceiptRow
 from openaudience.errors import FileRejected, InputError
 from openaudience.identity.formats import GAID, IDFA
 from openaudience.identity.ids import Layer
-from openaudience.identity.mappings import LinkIndex, layer_of, link, merge_layers
+from openaudience.identity.mappings import LinkIndex, layer_of, link, merge_layers, unlink, unpair
 from openaudience.inbound.filenames import parse_name
 from openaudience.inbound.receipt import Receipt
-from openaudience.ordinals import bitmap_of
+from openaudience.ordinals import bitmap_of, ordinals_of
 from openaudience.profiles.index import STORED, TOUCHED, changes
 from openaudience.runs.applier import Applier
 from openaudience.runs.applying import (
@@ -37,8 +37,9 @@ from openaudience.runs.applying import (
     own_layer,
 )
 from openaudience.runs.files import Task
-from openaudience.runs.loads import Load, load_of
+from openaudience.runs.loads import CALLS, GONE, Load, load_of
 from openaudience.runs.membership import Judged, Touched
+from openaudience.runs.optouts import concerned
 from openaudience.runs.outcome import Outcome, decoded
 from openaudience.runs.reading import Reading
 from openaudience.runs.receipts import compose, encoded
@@ -50,6 +51,7 @@ from openaudience.runs.upkeep import by_trait, expired, take_out
 from openaudience.runs.world import DEVICES, Draft, World
 from openaudience.store.generations import Generation
 from openaudience.store.parts import Part, RowCollection
+from openaudience.store.tables import Tables
 from openaudience.vocabulary import FileWarning, IdKind
 
 Namespace = tuple[int, int]
@@ -74,7 +76,8 @@ class Links:
         if not pairs.customer.size:
             return
         dpid, to = namespace
-        rank = np.arange(pairs.customer.size, dtype=np.int64)
+        # rows that a deletion erased leave gaps
+        rank = np.arange(pairs.customer.size, dtype=np.int64) if pairs.seq is None else pairs.seq
         result = link(
             pairs.customer,
             pairs.other,
@@ -88,6 +91,33 @@ class Links:
         self.layers[namespace] = layers
         if to == DEVICES:
             self.known |= bitmap_of(np.unique(pairs.other))
+
+    def meet(self, tables: Tables, load: Load) -> None:
+        """Devices that calls made known."""
+        if load.namespace == DEVICES:
+            rows = tables.scan("touches", DEVICES, loads=[load.load]).select("ord").collect()
+            self.known |= bitmap_of(rows["ord"].sort().to_numpy())
+
+    def depart(self, tables: Tables, load: Load) -> None:
+        """Takes out what a load of kind ``gone`` says has gone (RT-312)."""
+        namespace = load.namespace
+        assert namespace is not None
+        rows = tables.scan("touches", namespace, loads=[load.load]).select("ord").collect()
+        gone = bitmap_of(rows["ord"].sort().to_numpy())
+        ordinals, nobody = ordinals_of(gone), np.empty(0, np.uint32)
+        ends = tables.scan("links", namespace, loads=[load.load]).select("ord", "to_ord").collect()
+        for dpid, to in self.layers:
+            layers = self.layers[dpid, to]
+            if namespace in (dpid, to) and gone:
+                customers, others = (ordinals if namespace == one else nobody for one in (dpid, to))
+                layers = [*layers, unlink(LinkIndex(layers), customers, others)]
+            if (dpid, to) == (namespace, DEVICES) and ends.height:
+                pairs = (ends[name].to_numpy().astype(np.uint32) for name in ("ord", "to_ord"))
+                layers = [*layers, unpair(LinkIndex(layers), *pairs)]
+            if len(layers) > len(self.layers[dpid, to]):
+                self.layers[dpid, to] = [merge_layers(layers, base=True)]
+        if namespace == DEVICES:
+            self.known -= gone
 
     def copy(self) -> Links:
         other = Links()
@@ -190,7 +220,7 @@ class Undoing:
         judged: Judged | None = None
         if not site.beta:
             terms = site.terms()
-            gone = expired(draft, before, terms.ttl, draft.as_of(), at)
+            gone = expired(draft, site.tables, before, terms.ttl, draft.as_of(), at)
             take_out(draft, gone)
             flip.touched.expired(gone)
             for load in flip.loads:
@@ -281,7 +311,7 @@ class Undoing:
             was = old_by_position.get(position)
             load = new_by_position.get(position)
             if load is not None:
-                needs = lookups(site.rulebook.get(load.ruleset))
+                needs = lookups(site.rulebook.get(load.ruleset)) if load.file else []
                 if needs and (load.load in flipped or any(new.differs(old, namespace) for namespace in needs)):
                     chosen.append(self._run_again(flip, draft, load, new))
                 else:
@@ -297,7 +327,12 @@ class Undoing:
         return chosen
 
     def _apply_facts(self, links: Links, load: Load) -> None:
-        """Asserts the pairs that a load wrote into the tables."""
+        """Asserts the pairs that a load wrote into the tables, or takes out what has gone by it."""
+        if load.kind == GONE:
+            links.depart(self.site.tables, load)
+            return
+        if load.kind == CALLS:
+            links.meet(self.site.tables, load)
         if not load.links:
             return
         ruleset = self.site.rulebook.get(load.ruleset)
@@ -316,7 +351,8 @@ class Undoing:
             out[int(str(key[0])), int(str(key[1]))] = Pairs(
                 some["ord"].to_numpy().astype(np.uint32),
                 some["to_ord"].to_numpy().astype(np.uint32),
-                some["line"].to_numpy().astype(np.int64),
+                some["line"].fill_null(0).to_numpy().astype(np.int64),
+                some["seq"].to_numpy().astype(np.int64),
             )
         return out
 
@@ -327,6 +363,7 @@ class Undoing:
         with site.reading() as session:
             row = session.get(FileRow, load.file)
             assert row is not None
+            sources = site.catalog.data_sources(session)
         path = site.folder / (row.kept_path or row.waiting_path)
         if not path.exists():
             raise InputError(
@@ -338,7 +375,9 @@ class Undoing:
         folder = staging / str(number)
         folder.mkdir()
         name = parse_name(row.name)
-        task = Task(path, name, ruleset, load.ruleset, number, folder)
+        # opt-outs are those of today: they are never undone (IN-55)
+        partners = concerned(name, row.pid, sources)
+        task = Task(path, name, ruleset, load.ruleset, number, folder, partners)
         then = WorldThen(draft, links)
         application = FileApplication(draft, folder, number, load.position)
         warnings: list[FileWarning] = []

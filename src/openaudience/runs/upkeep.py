@@ -1,7 +1,8 @@
 """Expiry and changed TTLs: what has to leave the index because time passed or a trait changed (QL-503, QL-513).
 
-All realizations of a load bear one instant, so a load's members of a trait expire together; whoever was realized
-again by a load that still counts stays. No expiry is ever written as a fact.
+All realizations of a file bear one instant, so a load's members of a trait expire together; of a load of calls they
+expire within minutes of each other, and while they do, its rows tell whose time is up. Whoever was realized again by
+what still counts stays. No expiry is ever written as a fact.
 """
 
 from __future__ import annotations
@@ -25,13 +26,18 @@ Expired = dict[int, dict[int, BitMap]]
 """By namespace and sid, who is in the index but no longer alive."""
 
 
-def expired(world: World, loads: Iterable[Load], ttl: Mapping[int, int], as_of: int | None, now: int) -> Expired:
+def expired(
+    world: World, tables: Tables, loads: Iterable[Load], ttl: Mapping[int, int], as_of: int | None, now: int
+) -> Expired:
     """Who left a trait by age after ``as_of`` and not after ``now``."""
     data = [load for load in loads if load.namespace is not None]
     terms = {days for days in ttl.values() if days}
     gone: Expired = {}
+    partly = _Partly(tables, ttl, now)
     for load in data:
-        if not any((as_of is None or expiry(load.at, days) > as_of) and expiry(load.at, days) <= now for days in terms):
+        if not any(
+            (as_of is None or expiry(load.at, days) > as_of) and expiry(_first(load), days) <= now for days in terms
+        ):
             continue
         bitmaps = world.load(load.load)
         if bitmaps is None:
@@ -41,10 +47,9 @@ def expired(world: World, loads: Iterable[Load], ttl: Mapping[int, int], as_of: 
             sid = key // 2 - 1
             if key < 2 or key % 2 or not ttl.get(sid):
                 continue
-            end = expiry(load.at, ttl[sid])
-            if end <= now and (as_of is None or end > as_of):
+            if expiry(_first(load), ttl[sid]) <= now and (as_of is None or expiry(load.at, ttl[sid]) > as_of):
                 there = gone.setdefault(load.namespace, {}).setdefault(sid, BitMap())
-                there |= bitmaps.get(key)
+                there |= bitmaps.get(key) if expiry(load.at, ttl[sid]) <= now else partly.over(load, sid)
     for namespace, by_sid in gone.items():
         index = world.traits(namespace)
         for sid in by_sid:
@@ -57,8 +62,35 @@ def expired(world: World, loads: Iterable[Load], ttl: Mapping[int, int], as_of: 
                 continue
             for sid in by_sid:
                 if by_sid[sid] and expiry(load.at, ttl[sid]) > now:
-                    by_sid[sid] -= bitmaps.get(joined_key(sid))
+                    here = bitmaps.get(joined_key(sid))
+                    by_sid[sid] -= here if expiry(_first(load), ttl[sid]) > now else here - partly.over(load, sid)
     return gone
+
+
+def _first(load: Load) -> int:
+    return load.at if load.first is None else load.first
+
+
+class _Partly:
+    """Whose time is up in loads of calls of which some still count."""
+
+    def __init__(self, tables: Tables, ttl: Mapping[int, int], now: int) -> None:
+        self._tables = tables
+        self._ttl = ttl
+        self._now = now
+        self._read: dict[int, pl.DataFrame] = {}
+
+    def over(self, load: Load, sid: int) -> BitMap:
+        rows = self._read.get(load.load)
+        if rows is None:
+            rows = self._read[load.load] = (
+                self._tables.scan("realizations", load.namespace, loads=[load.load])
+                .select("ord", "sid", pl.col("last_at").dt.epoch("s"))
+                .collect()
+            )
+        mine = rows.filter(pl.col("sid") == sid)
+        ends = np.array([expiry(last, self._ttl[sid]) for last in mine["last_at"].to_list()], np.int64)
+        return bitmap_of(np.sort(mine["ord"].to_numpy()[ends <= self._now]))
 
 
 def take_out(draft: Draft, gone: Expired) -> None:
@@ -104,8 +136,10 @@ class Folder:
         self, namespace: int, ords: tuple[int, int] | None, profiles: BitMap | None, sids: Collection[int] | None
     ) -> tuple[pl.DataFrame, pl.DataFrame, list[LoadView], Mapping[int, int]]:
         loads = self.views(namespace)
-        wiping = [load.load for load in loads if load.resets]
-        rows = self._tables.scan("realizations", namespace, ords=ords).select("ord", "sid", "load", "op", "line")
+        wiping = [load.load for load in loads if load.resets or load.wipes]
+        rows = self._tables.scan("realizations", namespace, ords=ords).select(
+            "ord", "sid", "load", "op", "line", "first_at", "last_at"
+        )
         touches = self._tables.scan("touches", namespace, ords=ords, loads=wiping).select("ord", "load")
         if profiles is not None:
             if not profiles:

@@ -39,6 +39,14 @@ def links_name(dpid: int, to: int = DEVICES) -> str:
     return f"links/{dpid}-{to}"
 
 
+def states_name(dpid: int) -> str:
+    return f"states/{dpid}"
+
+
+def optouts_name(pid: int) -> str:
+    return f"optouts/{pid}"
+
+
 def traits_name(namespace: int) -> str:
     return f"traits/{namespace}"
 
@@ -54,6 +62,10 @@ def load_name(load: int) -> str:
 KNOWN = "known"
 """Component of the devices that some file or call has named (IN-63)."""
 KNOWN_KEY = 0
+PROVISIONAL = "provisional"
+"""Component of the devices that count nowhere until a call or file presents them (RT-609), as of trait 0."""
+EVERYBODY = 0
+"""The partner that stands for all in opt-outs (RT-1501)."""
 SHARED = "loads"
 """Files that hold the bitmaps of several small loads, those of load n at keys from n << ``KEY_BITS`` on."""
 KEY_BITS = 34
@@ -96,12 +108,16 @@ class World:
         self.generations = generations
         self.layers = layers
         self.counters = counters
+        self.drained = 0
+        """The call up to which the indexes know all (design 2.7)."""
         self._open: dict[str, _Opened] = {}
         self._shared: dict[str, BitmapFile] = {}
 
     @classmethod
     def of(cls, generations: Generations, generation: Generation) -> World:
-        return cls(generations, generation.layers, generation.counters)
+        world = cls(generations, generation.layers, generation.counters)
+        world.drained = generation.drained
+        return world
 
     def _waiting(self, name: str) -> tuple[int, Sequence[Any]]:
         """A number that changes with them, and the layers of a component that are in no file yet, oldest first."""
@@ -126,7 +142,15 @@ class World:
         return self._component(ids_name(dpid), read_arrays, IdIndex)
 
     def links(self, dpid: int, to: int = DEVICES) -> LinkIndex:
-        return self._component(links_name(dpid, to), read_arrays, LinkIndex)
+        """Mappings; to devices, with what authentication states say of them (RT-310)."""
+        pairs = self._component(links_name(dpid, to), read_arrays, LinkIndex)
+        if to != DEVICES or states_name(dpid) not in self.layers:
+            return pairs
+        return pairs.with_states(self.states(dpid))
+
+    def states(self, dpid: int) -> LinkIndex:
+        """The mappings of a data source that calls made in state 1, each with the last time, limits aside."""
+        return self._component(states_name(dpid), read_arrays, LinkIndex)
 
     def traits(self, namespace: int) -> TraitIndex:
         return self._component(traits_name(namespace), BitmapFile, TraitIndex)
@@ -138,6 +162,25 @@ class World:
     def known(self) -> BitMap:
         """Ordinals of all known devices. Not to be changed."""
         return self._component(KNOWN, BitmapFile, _union)
+
+    def provisional(self) -> BitMap:
+        """Devices that count nowhere yet (RT-609, QL-1112)."""
+        if PROVISIONAL not in self.layers:
+            return BitMap()
+        return self._component(PROVISIONAL, BitmapFile, TraitIndex).members(0)
+
+    def opted_out(self, pid: int | None, dpid: int) -> BitMap:
+        """IDs of a namespace (0: devices) that are opted out for a partner or for all. Not to be changed."""
+        out = BitMap()
+        for one in {EVERYBODY, EVERYBODY if pid is None else pid}:
+            out |= self.own_optouts(one).get(dpid, BitMap())
+        return out
+
+    def own_optouts(self, pid: int) -> Mapping[int, BitMap]:
+        """By DPID (0: devices) the IDs opted out for just this partner, or for all (0). Not to be changed."""
+        if optouts_name(pid) not in self.layers:
+            return {}
+        return self._component(optouts_name(pid), BitmapFile, _all_of)
 
     def load(self, load: int) -> LoadBitmaps | None:
         """The bitmaps of one load (``profiles.index``), None if it wrote none."""
@@ -174,6 +217,15 @@ class _Opened:
     built: Any
 
 
+def _all_of(layers: Iterable[LoadBitmaps]) -> dict[int, BitMap]:
+    """By key, the union of the layers."""
+    found: dict[int, BitMap] = {}
+    for layer in layers:
+        for key in layer.keys():  # noqa: SIM118 (no mapping)
+            found[key] = found.get(key, BitMap()) | layer.get(key)
+    return found
+
+
 def _union(layers: Iterable[LoadBitmaps]) -> BitMap:
     known = BitMap()
     for layer in layers:
@@ -193,6 +245,7 @@ class Draft(World):
         self.base = base
         self.number = base.number + 1
         super().__init__(generations, {name: list(files) for name, files in base.layers.items()}, dict(base.counters))
+        self.drained = base.drained
 
     def as_of(self) -> int | None:
         """The instant (UTC seconds) up to which expiry has been applied to the base."""
@@ -222,6 +275,32 @@ class Draft(World):
         write_arrays(self.generations.path(file), layer)
         self._put(name, file, replace)
         self._shorten(name, self._merge_links)
+
+    def put_states(self, dpid: int, layer: Mapping[str, Any], *, replace: bool = False) -> None:
+        name = states_name(dpid)
+        file = self._new_file(name)
+        write_arrays(self.generations.path(file), layer)
+        self._put(name, file, replace)
+        self._shorten(name, self._merge_links)
+
+    def put_provisional(self, came: BitMap, went: BitMap, *, replace: bool = False) -> None:
+        """Who is provisional from now on, and who no longer; nobody may be in both."""
+        layer = traits_index.changes({0: came}, {0: went})
+        if not layer and not replace:
+            return
+        file = self._new_file(PROVISIONAL)
+        write_bitmaps(self.generations.path(file), layer)
+        self._put(PROVISIONAL, file, replace)
+        self._shorten(PROVISIONAL, self._merge_traits)
+
+    def put_optouts(self, pid: int, layer: Mapping[int, BitMap], *, replace: bool = False) -> None:
+        """IDs opted out for a partner (0: all), by DPID (0: devices)."""
+        if not layer and not replace:
+            return
+        file = self._new_file(optouts_name(pid))
+        write_bitmaps(self.generations.path(file), layer)
+        self._put(optouts_name(pid), file, replace)
+        self._shorten(optouts_name(pid), self._merge_optouts)
 
     def put_traits(self, namespace: int, layer: Mapping[int, BitMap], *, replace: bool = False) -> None:
         if not layer and not replace:
@@ -289,6 +368,9 @@ class Draft(World):
         merged = traits_index.merged([BitmapFile(path) for path in paths], base=base)
         write_bitmaps(self.generations.path(target), merged)
 
+    def _merge_optouts(self, paths: list[Path], target: str, base: bool) -> None:
+        write_bitmaps(self.generations.path(target), _all_of(map(BitmapFile, paths)))
+
     def _merge_known(self, paths: list[Path], target: str, base: bool) -> None:
         write_bitmaps(self.generations.path(target), {KNOWN_KEY: _union(map(BitmapFile, paths))})
 
@@ -301,4 +383,5 @@ class Draft(World):
             counters=dict(self.counters),
             as_of=as_of,
             table_versions=dict(table_versions),
+            drained=self.drained,
         )

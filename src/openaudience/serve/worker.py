@@ -9,9 +9,13 @@ from sqlalchemy import func, select
 
 from openaudience.catalog.ledger import FileRow, JobRow, RunRow
 from openaudience.errors import LeaseTaken
+from openaudience.exports.owed import owed
 from openaudience.home import Home
 from openaudience.runs.applier import Applier
+from openaudience.runs.cleaning import clean, clean_due
+from openaudience.runs.draining import waiting_calls
 from openaudience.runs.dropping import SET_ASIDE
+from openaudience.runs.erasing import awaited, erase
 from openaudience.runs.membership import daily_due, is_current
 from openaudience.runs.memory import keep_freed_memory
 from openaudience.runs.packing import pack
@@ -50,6 +54,7 @@ class Worker:
         self._applier: Applier | None = None
         self._upkeep_at = 0.0
         self._pack_at = time.monotonic() + PACK_SECONDS
+        self._calls_since: float | None = None
 
     def step(self) -> float:
         """Works if there is anything to do; gives the seconds until it shall look again."""
@@ -78,7 +83,24 @@ class Worker:
                 return True
             if site.beta:
                 return False
-            return bool(site.catalog.refolds(session)) or not is_current(site, session) or daily_due(site, session)
+            if self._calls_due():
+                return True
+            return (
+                bool(site.catalog.refolds(session))
+                or not is_current(site, session)
+                or daily_due(site, session)
+                or clean_due(site, session)
+            )
+
+    def _calls_due(self) -> bool:
+        """Whether answered calls have to go to the tables: they are many, or old (design 2.7)."""
+        count, settings = waiting_calls(self._site), self._site.settings.edge
+        if not count:
+            self._calls_since = None
+            return False
+        if self._calls_since is None:
+            self._calls_since = time.monotonic()
+        return count >= settings.drain_calls or time.monotonic() - self._calls_since >= settings.drain_seconds
 
     def _work(self, lease: Lease) -> None:
         life, site = self._life, self._site
@@ -98,6 +120,10 @@ class Worker:
             self._tell(known, aside)
         if not life.stopping:
             self._daily(applier, lease)
+        if not life.stopping:
+            self._clean(applier, lease)
+        if upkeep and not life.stopping:
+            self._erase(applier, lease)
         if upkeep:
             self._upkeep_at = time.monotonic() + UPKEEP_SECONDS
         if (upkeep or time.monotonic() >= self._pack_at) and not life.stopping:
@@ -112,6 +138,19 @@ class Worker:
         if due:
             applier.daily(lease)
             self._log.info("daily-run")
+
+    def _clean(self, applier: Applier, lease: Lease) -> None:
+        with self._site.reading() as session:
+            due = not self._site.beta and clean_due(self._site, session)
+        if due:
+            self._log.info("clean-up", **clean(self._site, applier, lease).document())
+
+    def _erase(self, applier: Applier, lease: Lease) -> None:
+        """What was deleted goes for good as soon as destinations have heard of it (RT-1908)."""
+        if not self._site.beta and awaited(self._site):
+            counts = erase(self._site, applier, lease, owed(self._site))
+            if any(counts.values()):
+                self._log.info("erased", **counts)
 
     def _newest_job(self) -> int:
         with self._site.reading() as session:

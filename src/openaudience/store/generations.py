@@ -21,13 +21,15 @@ GRACE = timedelta(minutes=10)
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
     """One manifest. ``layers``: component → its layer files, base first; ``counters``: name → next number;
-    ``as_of``: ISO instant up to which expiry is applied; ``table_versions``: Delta table → version."""
+    ``as_of``: ISO instant up to which expiry is applied; ``table_versions``: Delta table → version;
+    ``drained``: the number of the call up to which all are in it."""
 
     number: int = 0
     layers: dict[str, list[str]] = {}
     counters: dict[str, int] = {}
     as_of: str | None = None
     table_versions: dict[str, int] = {}
+    drained: int = 0
     notes: dict[str, str | int | float | bool | None] = {}
 
 

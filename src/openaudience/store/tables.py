@@ -11,7 +11,7 @@ import json
 import os
 import re
 from bisect import bisect_left
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -290,6 +290,46 @@ class Tables:
         self._fault(f"{table}.packed")
         self.replace(table, writer.parts, small, same_rows=True, run="pack")
         return len(small)
+
+    def rewrite(
+        self,
+        table: str,
+        dpid: int | None,
+        held: pl.Expr,
+        folder: Path,
+        *,
+        ords: tuple[int, int] | None = None,
+        change: Callable[[pl.DataFrame], pl.DataFrame] | None = None,
+    ) -> int:
+        """Erases rows for good (RT-1908): those for which ``held`` is true go, or become what ``change`` makes of them.
+
+        Only files that hold such rows are written anew, in one commit, and the old ones are deleted at once: whoever
+        still reads an older version may miss them. Gives how many rows there were. Raises ``StoreUnavailable``.
+        """
+        names = part_schema(table).names
+        touched: list[tuple[DataFile, int]] = []
+        for file in self.files(table, dpid, ords=ords):
+            count = self.frame(table, [file]).filter(held).select(pl.len()).collect().item()
+            if count:
+                touched.append((file, count))
+        parts: list[Part] = []
+        for file, _ in touched:
+            frame = self.frame(table, [file]).select(names)
+            with PartWriter(table, file.dpid, folder, PACKED_ROWS) as writer:
+                for low, high in self._ranges(table, [file]):
+                    piece = frame.filter(pl.col(sort_column(table)).is_between(low, high)).collect()
+                    rest = piece.filter(~held)
+                    if change is not None:
+                        rest = pl.concat([rest, change(piece.filter(held)).select(names)])
+                    writer.append(rest.to_arrow())
+            parts += writer.parts
+        if touched:
+            self.replace(table, parts, [file for file, _ in touched], run="erase")
+            for file, _ in touched:
+                path = self.path(table) / file.path
+                with storing(path):
+                    path.unlink(missing_ok=True)
+        return sum(count for _, count in touched)
 
     def vacuum(self, table: str, hours: int = 48) -> list[str]:
         """Deletes files taken out of the table longer than ``hours`` ago; returns their names.

@@ -1,0 +1,89 @@
+"""What one answered call says, as the log keeps it until a drain turns it into facts (design 2.7)."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import msgspec
+
+PLATFORM = 0
+"""Stands for all partners where an opt-out names one (RT-1501)."""
+
+
+class Origin(IntEnum):
+    """Where a mapping comes from (RT-301), as the open table ``links`` shows it; ``GONE``: it ended (RT-311)."""
+
+    FILE = 0
+    OWN_DEVICE = 2
+    IBS = 3
+    EVENT = 4
+    ID = 5
+    GONE = 6
+
+
+class Pair(msgspec.Struct, frozen=True, array_like=True):
+    """A declared ID, mapped to the call's device. ``state``: 0 … 2, what section 9 made of it; None for DAIDs."""
+
+    dpid: int
+    id: str
+    state: int | None = None
+
+
+class Realized(msgspec.Struct, frozen=True, array_like=True):
+    """A trait realised once on one profile: of the call's device (``dpid`` 0, ``id`` empty) or of a customer ID."""
+
+    sid: int
+    dpid: int = 0
+    id: str = ""
+
+
+class OptOut(msgspec.Struct, frozen=True, array_like=True):
+    """An ID that is opted out for a partner, or for all (``pid`` 0); ``dpid`` 0: a device, ``id`` its UUID."""
+
+    pid: int
+    dpid: int
+    id: str
+
+
+class Sent(msgspec.Struct, frozen=True, array_like=True):
+    """A signal of the call as it was sent, but for ``p_`` and ``h_`` keys, which never get here (RT-1010, RT-1011)."""
+
+    key: str
+    value: str
+    used: bool
+
+
+class Call(msgspec.Struct, frozen=True, array_like=True):
+    """One call that was answered and not stopped. All of it takes effect or nothing (RT-004).
+
+    ``at``: arrival, UTC seconds. ``pid``: the partner concerned, None where there is none. ``uuid``: the device, empty
+    when none took part (an opt-out of customer IDs alone). ``presented``: the caller named the device itself or it
+    can be no provisional one (RT-609). ``customers``: customer IDs of the call in state 1, whose profiles it reached.
+    ``tid``: what its answer is known by (RT-512).
+    """
+
+    at: int
+    pid: int | None
+    uuid: str
+    presented: bool
+    origin: Origin
+    pairs: tuple[Pair, ...] = ()
+    realized: tuple[Realized, ...] = ()
+    optouts: tuple[OptOut, ...] = ()
+    sent: tuple[Sent, ...] = ()
+    customers: tuple[Pair, ...] = ()
+    tid: str = ""
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER = msgspec.msgpack.Decoder(Call)
+
+
+def encode(call: Call) -> bytes:
+    """The call as the log stores it."""
+    return _ENCODER.encode(call)
+
+
+def decode(body: bytes) -> Call:
+    """The call of a row of the log. Raises msgspec.DecodeError for anything else."""
+    return _DECODER.decode(body)

@@ -1,0 +1,287 @@
+"""The edge as an ASGI application: reads requests, decides them in groups, answers when they are durable.
+
+Calls that arrive together share one look at configuration and index and one transaction (design 2.7). That is done in
+the event loop itself: while the disk is waited for, the next group gathers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+from openaudience import __version__
+from openaudience.clock import Clock
+from openaudience.config import Settings
+from openaudience.edge import answers, codes
+from openaudience.edge.addresses import client, networks, obfuscated, over_tls
+from openaudience.edge.answers import Answer, Header
+from openaudience.edge.calls import Begun, Place, Room
+from openaudience.edge.codes import Fault
+from openaudience.edge.limiting import RateLimit
+from openaudience.edge.request import Request, read, too_large
+from openaudience.edge.script import script
+
+MOST_IN_A_GROUP = 256
+BETA_LABEL = "dcs-beta"
+ALLOWED = b"GET, HEAD, OPTIONS, POST"
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class Figures:
+    """What a process has done since its start. ``slowest``: bounds in seconds and how many answers took no longer."""
+
+    calls: int = 0
+    stored: int = 0
+    errors: dict[int, int] = field(default_factory=dict)
+    refused: dict[int, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    within: dict[float, int] = field(
+        default_factory=lambda: dict.fromkeys((0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0), 0)
+    )
+
+    def took(self, seconds: float, faults: Sequence[Fault]) -> None:
+        self.calls += 1
+        self.seconds += seconds
+        for bound in self.within:
+            if seconds <= bound:
+                self.within[bound] += 1
+        for code in {fault.code for fault in faults}:
+            self.errors[code] = self.errors.get(code, 0) + 1
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A request that waits for its group. ``answer`` is set with its result."""
+
+    request: Request
+    headers: Mapping[str, str]
+    place: Place
+    secure: bool
+    answer: asyncio.Future[tuple[Answer, str, list[Fault]]]
+
+
+class Edge:
+    """The application. ``rooms``: the environments by name; ``trouble`` hears what cannot be done now, and of None
+    when it can again."""
+
+    def __init__(
+        self,
+        rooms: Mapping[str, Room],
+        settings: Settings,
+        clock: Clock,
+        trouble: Callable[[Exception | None], None] = lambda _: None,
+    ) -> None:
+        self.figures = Figures()
+        self._rooms = rooms
+        self._settings = settings.edge
+        self._domain = "." + settings.edge.domain.lower()
+        self._clock = clock
+        self._trouble = trouble
+        self._rate = RateLimit(settings.edge, clock)
+        self._limited = bool(settings.edge.calls_per_address or settings.edge.calls_per_partner)
+        self._proxies = networks(settings.edge.proxies)
+        node = settings.edge.node or "edge"
+        self._nodes = {"production": f"{node} {__version__}", "beta": f"{node}-sandbox {__version__}"}
+        self._queues: dict[str, list[_Waiting]] = {name: [] for name in rooms}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        begin = perf_counter()
+        method: str = scope["method"]
+        raw_path: bytes = scope["raw_path"]
+        query: bytes = scope["query_string"]
+        headers = _headers(scope["headers"])
+        origin = headers.get("origin")
+        secure = over_tls(scope["scheme"], headers.get("x-forwarded-proto"), _peer(scope), self._proxies)
+        tid = ""
+        environment = "production"
+        faults: list[Fault] = []
+        status = self._too_large(method, raw_path, query, headers)
+        body = b""
+        if status is None and method == "POST":
+            body, status = await self._body(receive)
+        if status is not None:
+            answer = Answer(status, b"", b"text/plain", [(b"allow", ALLOWED)] if status == 405 else [])
+            if status == 413:
+                answer.headers.append((b"connection", b"close"))
+        elif method == "OPTIONS":
+            answer = _preflight(headers)
+        else:
+            place = self._place(headers)
+            request = read(method, raw_path, query, headers.get("content-type", ""), body)
+            if request.endpoint is None:
+                answer = Answer(404, b"", b"text/plain")
+            elif request.endpoint == "script":
+                answer = _script(self._settings.domain, headers)
+                await _send(send, answer, [], head=method == "HEAD")
+                return
+            else:
+                if place.label == BETA_LABEL:
+                    environment = "beta"
+                wait = self._too_often(scope, headers, place) if self._limited else None
+                if wait is not None:
+                    answer = Answer(429, b"", b"text/plain", [(b"retry-after", str(wait).encode())])
+                else:
+                    answer, tid, faults = await self._queue(environment, request, headers, place, secure)
+        if answer.status >= 400:
+            self.figures.refused[answer.status] = self.figures.refused.get(answer.status, 0) + 1
+        common = answers.common(
+            tid or answers.new_tid(),
+            self._nodes[environment],
+            faults,
+            None if origin is None else origin.encode("latin-1"),
+            secure=secure,
+        )
+        self.figures.took(perf_counter() - begin, faults)
+        await _send(send, answer, common, head=method == "HEAD")
+
+    # ---- reading -----------------------------------------------------------------------------------------------
+
+    def _too_large(self, method: str, raw_path: bytes, query: bytes, headers: Mapping[str, str]) -> int | None:
+        announced = headers.get("content-length", "0") if method == "POST" else "0"
+        target = len(raw_path) + (len(query) + 1 if query else 0)
+        return too_large(method, target, int(announced) if announced.isdigit() else 0, self._settings)
+
+    async def _body(self, receive: Receive) -> tuple[bytes, int | None]:
+        """The body, or the status by which a call is refused before all of it came (RT-503)."""
+        pieces: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return b"", 400
+            piece: bytes = message.get("body", b"")
+            size += len(piece)
+            if size > self._settings.body_bytes:
+                return b"", 413
+            pieces.append(piece)
+            if not message.get("more_body"):
+                return b"".join(pieces), None
+
+    def _place(self, headers: Mapping[str, str]) -> Place:
+        host = headers.get("host", "").strip().lower()
+        name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+        label = name.removesuffix(self._domain) if name.endswith(self._domain) else None
+        return Place(name, label)
+
+    def _too_often(self, scope: Scope, headers: Mapping[str, str], place: Place) -> int | None:
+        """RT-1605. The address is used here and nowhere else, and never stored."""
+        forwarded = headers.get("x-forwarded-for")
+        address = client(_peer(scope), [forwarded] if forwarded else [], self._proxies)
+        settings = self._settings
+        address = obfuscated(address, settings.obfuscate_ip, settings.obfuscate_countries)
+        room = self._rooms["production"]
+        partner = room.known(place)
+        return self._rate.wait(address, None if partner is None else partner.pid)
+
+    # ---- groups ------------------------------------------------------------------------------------------------
+
+    async def _queue(
+        self, environment: str, request: Request, headers: Mapping[str, str], place: Place, secure: bool
+    ) -> tuple[Answer, str, list[Fault]]:
+        loop = asyncio.get_running_loop()
+        waiting = _Waiting(request, headers, place, secure, loop.create_future())
+        queue = self._queues[environment]
+        queue.append(waiting)
+        if len(queue) == 1:
+            loop.call_soon(self._decide, environment)
+        return await waiting.answer
+
+    def _decide(self, environment: str) -> None:
+        """Decides all that waits. What fails, fails for the calls concerned only, and none of them is stored."""
+        queue = self._queues[environment]
+        group, rest = queue[:MOST_IN_A_GROUP], queue[MOST_IN_A_GROUP:]
+        self._queues[environment] = rest
+        if rest:
+            asyncio.get_running_loop().call_soon(self._decide, environment)
+        room, now = self._rooms[environment], self._clock()
+        try:
+            published = room.reader.now()
+            begun = [room.begin(one.request, one.headers, one.place, one.secure, now, published) for one in group]
+            works = [one.work for one in begun if one.work is not None]
+            done = iter(room.site.calls.group(works) if works else [])
+            outcomes = [None if one.work is None else next(done) for one in begun]
+        except Exception as error:
+            # nothing of the group is stored; each caller hears that (RT-1400, OP-44)
+            self._trouble(error)
+            for one in group:
+                self._fail(one)
+            return
+        self._trouble(None)
+        for one, call, outcome in zip(group, begun, outcomes, strict=True):
+            self._finish(one, call, outcome)
+
+    def _finish(self, one: _Waiting, call: Begun, outcome: object) -> None:
+        if isinstance(outcome, Exception):
+            self._trouble(outcome)
+            self._fail(one)
+            return
+        try:
+            answer = call.finish()
+        except Exception as error:
+            self._trouble(error)
+            self._fail(one)
+            return
+        self.figures.stored += call.work is not None
+        if not one.answer.done():
+            one.answer.set_result((answer, call.visit.tid, call.visit.faults))
+
+    @staticmethod
+    def _fail(one: _Waiting) -> None:
+        """RT-1400: the answer says that nothing was done."""
+        faults, tid = [codes.unspecified()], answers.new_tid()
+        as_json = one.request.endpoint == "id" or one.request.first("d_rtbd") == "json"
+        answer = answers.stopped(faults, tid, as_json=as_json, callback=one.request.first("d_cb"))
+        if not one.answer.done():
+            one.answer.set_result((answer, tid, faults))
+
+
+def _headers(sent: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Headers by name in lower case; of several with one name all, as proxies and cookies need it."""
+    found: dict[str, str] = {}
+    for raw_name, raw_value in sent:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("utf-8", "replace")
+        if name in found:
+            value = found[name] + ("; " if name == "cookie" else ", ") + value
+        found[name] = value
+    return found
+
+
+def _script(domain: str, headers: Mapping[str, str]) -> Answer:
+    """``/dil.js``, or that the browser's copy is still good."""
+    body, about = script(domain, "gzip" in headers.get("accept-encoding", ""))
+    kind = about["Content-Type"].encode()
+    own = [(name.lower().encode(), value.encode()) for name, value in about.items() if name != "Content-Type"]
+    if about["ETag"] in headers.get("if-none-match", ""):
+        return Answer(304, b"", kind, own)
+    return Answer(200, body, kind, own)
+
+
+def _peer(scope: Scope) -> str:
+    address = scope.get("client")
+    return "" if address is None else str(address[0])
+
+
+def _preflight(headers: Mapping[str, str]) -> Answer:
+    """RT-502, RT-510."""
+    answer = Answer(204, b"", b"text/plain", [(b"access-control-allow-methods", ALLOWED)])
+    wanted = headers.get("access-control-request-headers")
+    if wanted and wanted.isascii() and wanted.isprintable():
+        answer.headers.append((b"access-control-allow-headers", wanted.encode()))
+    return answer
+
+
+async def _send(send: Send, answer: Answer, common: Sequence[Header], *, head: bool) -> None:
+    headers: list[Header] = [*answer.headers, *common]
+    if answer.status not in (204, 304):
+        headers += [(b"content-type", answer.kind), (b"content-length", str(len(answer.body)).encode())]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if head else answer.body})

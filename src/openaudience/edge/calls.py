@@ -1,0 +1,577 @@
+"""One call from its request to its answer, in the order of RT-501.
+
+``Room`` is one environment: what is configured there, its index and its log. ``Room.begin`` reads a call and decides
+all that needs no look at anybody's data; what is left, if the call did not stop, is a ``Work`` for the edge store.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from openaudience.calls.model import PLATFORM, Call, OptOut, Origin, Pair, Realized, Sent
+from openaudience.calls.store import View, Work
+from openaudience.clock import Clock
+from openaudience.config import Settings
+from openaudience.edge import answers, codes, redirects
+from openaudience.edge.addresses import referer_allowed
+from openaudience.edge.answers import NOTARGET, OPT_OUT_SECONDS, Answer, Header
+from openaudience.edge.codes import Fault
+from openaudience.edge.consent import Consent, Verdict
+from openaudience.edge.declared import Declared, DeclaredId, declared, owner_of_first
+from openaudience.edge.limiting import DenyList
+from openaudience.edge.partners import Partner, Source
+from openaudience.edge.published import Published, Reader
+from openaudience.edge.record import realized, record
+from openaudience.edge.request import Request
+from openaudience.errors import OpenAudienceError
+from openaudience.identity import ecid
+from openaudience.runs.site import Site
+from openaudience.vocabulary import IdKind
+
+_AAM_ID = re.compile(r"[0-9]{38}\Z")
+_COOKIE = re.compile(r"(?:^|;)\s*demdex=([^;]*)")
+_ORIGINS = {"event": Origin.EVENT, "ibs": Origin.IBS, "id": Origin.ID, "optout": Origin.EVENT}
+
+Finish = Callable[[], Answer]
+
+
+class Stop(Exception):
+    """The call ends here; its faults say why (RT-501)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a host stands for. ``label``: what stands before the edge domain, or None for another host."""
+
+    host: str
+    label: str | None
+
+
+@dataclass(slots=True)
+class Visit:
+    """A call while it is being decided."""
+
+    request: Request
+    headers: Mapping[str, str]
+    place: Place
+    secure: bool
+    now: datetime
+    published: Published
+    tid: str
+    partner: Partner | None = None
+    faults: list[Fault] = field(default_factory=list)
+    verdict: Verdict = field(default_factory=Verdict)
+    cookie: str | None = None
+    named: str | None = None
+    """The device that ``d_uuid`` or ``d_mid`` names."""
+    declared: Declared = field(default_factory=Declared)
+    traits: list[int] = field(default_factory=list)
+    sent: list[Sent] = field(default_factory=list)
+    uuid: str = ""
+    segments: list[int] = field(default_factory=list)
+
+    @property
+    def as_json(self) -> bool:
+        return self.request.endpoint == "id" or self.request.first("d_rtbd") == "json"
+
+    @property
+    def organisation(self) -> str | None:
+        """Under which the call's ECIDs stand (RT-110)."""
+        return None if self.partner is None else self.partner.org
+
+    def stop(self, fault: Fault) -> Stop:
+        """Notes a fault that ends the call."""
+        self.faults.append(fault)
+        return Stop()
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A call of which everything is decided that needs nobody's data. ``work`` None: nothing else is to be decided."""
+
+    visit: Visit
+    work: Work[None] | None
+    finish: Finish
+
+
+class Room:
+    """One environment. ``redirects_refused``: counts by host for the operator (RT-705)."""
+
+    def __init__(self, site: Site, settings: Settings, consent: Consent, clock: Clock) -> None:
+        self.site = site
+        self.settings = settings.edge
+        self.reader = Reader(site)
+        self.deny = DenyList(settings.edge, site.calls, clock)
+        self._consent = consent
+        self.redirects_refused: dict[str, int] = {}
+        self.colons = 0
+
+    def begin(
+        self,
+        request: Request,
+        headers: Mapping[str, str],
+        place: Place,
+        secure: bool,
+        now: datetime,
+        published: Published,
+    ) -> Begun:
+        """Steps 2 to 8 of RT-501. Never raises for whatever was sent."""
+        visit = Visit(request, headers, place, secure, now, published, answers.new_tid())
+        try:
+            self._partner(visit)
+            if request.malformed:
+                raise visit.stop(codes.invalid_parameters())
+            if visit.partner is not None and not referer_allowed(headers.get("referer"), visit.partner.referer_hosts):
+                raise visit.stop(codes.referer_refused(codes.safe(headers.get("referer", "")), visit.partner.pid))
+            self._read_cookie(visit)
+            if request.endpoint == "optout":
+                return self._opt_out(visit)
+            self._judge_consent(visit)
+            self._read_device(visit)
+            self._declare(visit)
+            if self._provider_match(visit):
+                visit.faults.clear()
+            elif visit.declared.no_survivor and request.endpoint != "id" and not (visit.named or visit.cookie):
+                raise visit.stop(codes.no_valid_id())
+            if request.endpoint == "event":
+                self._match(visit)
+        except Stop:
+            if visit.verdict.refused and self._concerns_partner(visit):
+                return self._refused(visit)
+            return Begun(visit, None, lambda: self._stopped(visit))
+
+        def work(view: View) -> tuple[Call | None, None]:
+            return self._decide(visit, view), None
+
+        return Begun(visit, work, lambda: self._answer(visit))
+
+    def known(self, place: Place) -> Partner | None:
+        """The partner of a host, as far as it is one's own."""
+        by_alias = self.reader.now().partners.by_alias
+        return by_alias.get(place.label or self.settings.default_partner.lower())
+
+    # ---- steps 2 to 8 ------------------------------------------------------------------------------------------
+
+    def _partner(self, visit: Visit) -> None:
+        """RT-514, RT-001: the host alone selects the partner."""
+        request, partners = visit.request, visit.published.partners
+        if not visit.place.host:
+            raise visit.stop(codes.no_host())
+        org = request.first("d_orgid")
+        of_org = partners.by_org.get(org) if org else None
+        if org and of_org is None:
+            raise visit.stop(codes.unknown_organisation(org))
+        label = visit.place.label
+        if label in ("dpm", "www", "dcs-beta"):
+            visit.partner = of_org or owner_of_first(request, partners)
+            return
+        partner = partners.by_alias.get(label) if label else None
+        if partner is None and self.settings.default_partner:
+            partner = partners.by_alias.get(self.settings.default_partner.lower())
+        if partner is None and request.endpoint != "ibs":
+            raise visit.stop(codes.unknown_host(visit.place.host))
+        visit.partner = partner or of_org or owner_of_first(request, partners)
+
+    def _read_cookie(self, visit: Visit) -> None:
+        """RT-603, RT-608, RT-1511."""
+        found = _COOKIE.search(visit.headers.get("cookie", ""))
+        value = found[1].strip(' "') if found else ""
+        if value == NOTARGET:
+            if visit.request.endpoint == "optout":
+                return
+            raise visit.stop(codes.opted_out(NOTARGET))
+        if _AAM_ID.match(value) and not self._childlike(visit):
+            visit.cookie = value
+
+    @staticmethod
+    def _childlike(visit: Visit) -> bool:
+        return visit.request.first("d_coppa") == "true"
+
+    def _judge_consent(self, visit: Visit) -> None:
+        """Section 18; 313 and 314 let the call go on."""
+        request = visit.request
+        if request.first("gdpr") is None:
+            return
+        visit.verdict = self._consent.judge(request.first("gdpr"), request.first("gdpr_consent"), visit.now)
+        makers = {313: codes.cmp_unknown, 314: codes.cmp_deleted, 315: codes.no_consent}
+        visit.faults += [makers[code]() for code in visit.verdict.faults]
+        if visit.verdict.dropped:
+            raise Stop
+
+    def _read_device(self, visit: Visit) -> None:
+        """``d_uuid`` and ``d_mid``; both are checked before the call stops (RT-501 step 7)."""
+        uuid, mid = visit.request.first("d_uuid"), visit.request.first("d_mid")
+        wrong = False
+        if mid is not None:
+            if _AAM_ID.match(mid) and visit.organisation:
+                visit.named = ecid.to_uuid(visit.organisation, mid)
+            else:
+                visit.faults.append(codes.invalid_ecid(mid))
+                wrong = True
+        if uuid is not None:
+            if _AAM_ID.match(uuid):
+                visit.named = uuid
+            else:
+                # the message of the UUID comes second in the documents' example as well (RT-511)
+                visit.faults.append(codes.invalid_uuid(uuid))
+                wrong = True
+        if wrong:
+            raise Stop
+
+    def _declare(self, visit: Visit) -> None:
+        visit.declared = declared(
+            visit.request,
+            visit.published.partners,
+            visit.partner,
+            self.settings,
+            lambda source: self.deny.source(source.dpid, source.code),
+            lambda source, id: self.deny.seen(source.dpid, id),
+        )
+        visit.faults += visit.declared.faults
+        self.colons += visit.declared.colons
+
+    def _provider_match(self, visit: Visit) -> bool:
+        """Whether a data provider asks for the device's ID alone (RT-712)."""
+        request = visit.request
+        if request.endpoint != "ibs" or visit.declared.count != 1 or visit.declared.ids:
+            return False
+        names = ("dpuuid", "d_dpuuid", "d_cid", "d_cid_ic")
+        return all(request.first(name) is None for name in names) and self._provider_redirect(visit) is not None
+
+    def _provider_redirect(self, visit: Visit) -> str | None:
+        source = self._provider(visit)
+        return None if source is None else redirects.allowed(visit.request.first("redir") or "", source.redirect_hosts)
+
+    @staticmethod
+    def _provider(visit: Visit) -> Source | None:
+        number = visit.request.first("dpid") or visit.request.first("d_dpid") or ""
+        if not (number.isascii() and number.isdigit() and len(number) < 19):
+            return None
+        source = visit.published.partners.sources.get(int(number))
+        return source if source is not None and source.active and int(number) else None
+
+    def _match(self, visit: Visit) -> None:
+        """Rules are matched before the transaction (design 2.7)."""
+        try:
+            found = record(visit.request, visit.headers, visit.partner)
+            visit.traits, visit.sent = realized(found, visit.request, visit.partner, visit.published.partners)
+        except (ArithmeticError, LookupError, RuntimeError, ValueError):
+            visit.faults.append(codes.traits_failed())
+
+    # ---- steps 9 to 11 -----------------------------------------------------------------------------------------
+
+    def _pid(self, visit: Visit) -> int | None:
+        """The partner concerned: of a sync, the owner of the data source (RT-707)."""
+        if visit.request.endpoint == "ibs":
+            for one in visit.declared.ids:
+                if one.source.pid:
+                    return one.source.pid
+            source = self._provider(visit)
+            if source is not None and source.pid:
+                return source.pid
+        return None if visit.partner is None else visit.partner.pid
+
+    def _decide(self, visit: Visit, view: View) -> Call | None:
+        """Inside the transaction: the device, opt-outs, what is stored (RT-501, steps 9 to 11)."""
+        request, ids = visit.request, visit.declared.ids
+        pid = self._pid(visit)
+        sync = request.endpoint == "ibs"
+        try:
+            others = len(ids) > 0
+            for one in visit.declared.denied:
+                if not others and not (visit.named or visit.cookie):
+                    raise visit.stop(codes.blocked_device(one.shown, only=True))
+                visit.faults.append(codes.blocked_device(one.shown, only=False))
+            if visit.named and (self.deny.seen(0, visit.named) or view.denied(0, visit.named)):
+                raise visit.stop(codes.blocked_device(visit.named, only=True))
+            ids = self._allowed(visit, view)
+            uuid, presented = self._device(visit, view, ids, sync)
+            if not visit.named and uuid and (self.deny.seen(0, uuid) or view.denied(0, uuid)):
+                raise visit.stop(codes.blocked_profile(uuid, only=True))
+            fresh = not uuid
+            if fresh:
+                uuid, presented = new_uuid(), sync or any(one.source.kind is IdKind.DAID for one in ids)
+            self._check_optouts(visit, view, pid, "" if fresh else uuid, ids)
+        except Stop:
+            return None
+        visit.uuid = uuid
+        customers = tuple(
+            Pair(one.source.dpid, one.id, 1) for one in ids if one.state == 1 and one.source.authenticated
+        )
+        call = Call(
+            at=int(visit.now.timestamp()),
+            pid=pid,
+            uuid=uuid,
+            presented=presented,
+            origin=_ORIGINS[request.endpoint or "event"],
+            pairs=tuple(
+                Pair(one.source.dpid, one.id, None if one.source.kind is IdKind.DAID else one.state) for one in ids
+            ),
+            realized=tuple(
+                Realized(sid, *where)
+                for sid in visit.traits
+                for where in ([(one.dpid, one.id) for one in customers] or [(0, "")])
+            ),
+            sent=tuple(visit.sent),
+            customers=customers,
+            tid=visit.tid,
+        )
+        if self._wants_segments(visit):
+            self._segment(visit, view, call)
+        return call
+
+    def _allowed(self, visit: Visit, view: View) -> list[DeclaredId]:
+        """The declared IDs that another process did not put on the deny list since."""
+        kept: list[DeclaredId] = []
+        for one in visit.declared.ids:
+            if view.denied(one.source.dpid, one.id):
+                self.deny.refused(one.source.dpid, one.id)
+                device = one.source.kind is IdKind.DAID
+                visit.faults.append(
+                    codes.blocked_device(one.shown, only=False) if device else codes.blocked_id(one.shown)
+                )
+            else:
+                kept.append(one)
+        if visit.declared.ids and not kept and not (visit.named or visit.cookie) and visit.request.endpoint != "id":
+            raise visit.stop(codes.no_valid_id())
+        visit.declared.ids = kept
+        return kept
+
+    def _device(self, visit: Visit, view: View, ids: list[DeclaredId], sync: bool) -> tuple[str, bool]:
+        """The device of a call and whether the call presented it (RT-604, RT-605, RT-609); ('', …): a new one."""
+        if visit.named:
+            return visit.named, True
+        if visit.cookie:
+            return visit.cookie, True
+        for one in ids:
+            if one.source.kind is IdKind.DAID:
+                uuid = visit.published.device_of(view, one.source.dpid, one.id)
+                if uuid:
+                    return uuid, True
+        if not sync:
+            for one in ids:
+                uuid = visit.published.device_of(view, one.source.dpid, one.id)
+                if uuid:
+                    return uuid, False
+        return "", False
+
+    def _check_optouts(self, visit: Visit, view: View, pid: int | None, uuid: str, ids: list[DeclaredId]) -> None:
+        """RT-1507: an opted-out device or ID stops the call."""
+        if uuid and view.opted_out(pid, 0, uuid):
+            raise visit.stop(codes.opted_out(uuid))
+        for one in ids:
+            owner = one.source.pid or None
+            if view.opted_out(pid, one.source.dpid, one.id) or (
+                owner not in (None, pid) and view.opted_out(owner, one.source.dpid, one.id)
+            ):
+                raise visit.stop(codes.opted_out(one.shown))
+
+    @staticmethod
+    def _wants_segments(visit: Visit) -> bool:
+        wanted = visit.request.first("d_cts") in ("1", "2")
+        return wanted and visit.partner is not None and visit.partner.answers and visit.request.endpoint == "event"
+
+    def _segment(self, visit: Visit, view: View, call: Call) -> None:
+        assert visit.partner is not None
+        after = visit.published.world.drained
+        try:
+            visit.segments = visit.published.visitors.segments(
+                visit.partner.pid, call, lambda dpid, id: view.calls_of(dpid, id, after), call.at
+            )
+        except OpenAudienceError:
+            visit.faults.append(codes.profile_unreadable(call.uuid))
+
+    # ---- opt-out -----------------------------------------------------------------------------------------------
+
+    def _opt_out(self, visit: Visit) -> Begun:
+        """Section 15."""
+        if visit.place.label == "www":
+            return Begun(visit, lambda view: (self._platform_optout(visit), None), lambda: self._notarget(visit))
+        self._read_device(visit)
+        self._declare(visit)
+        if visit.declared.no_survivor and not (visit.named or visit.cookie):
+            raise visit.stop(codes.no_valid_id())
+        if visit.partner is None:
+            raise visit.stop(codes.unknown_host(visit.place.host))
+        return Begun(visit, lambda view: (self._partner_optout(visit, view), None), lambda: self._stopped(visit))
+
+    def _platform_optout(self, visit: Visit) -> Call | None:
+        if visit.cookie is None:
+            return None
+        return self._optout_call(visit, [OptOut(PLATFORM, 0, visit.cookie)])
+
+    def _notarget(self, visit: Visit) -> Answer:
+        """RT-1501: the browser keeps the mark, whatever it had before."""
+        answer = Answer()
+        for name in ("demdex", "dextp"):
+            answer.headers.append(self._cookie(visit, name, NOTARGET, OPT_OUT_SECONDS))
+        return answer
+
+    def _partner_optout(self, visit: Visit, view: View) -> Call | None:
+        """Customer IDs with the devices of their newest mappings, or the device named (RT-1502 … RT-1505)."""
+        assert visit.partner is not None
+        pid = visit.partner.pid
+        rows: dict[OptOut, str] = {}
+        devices: list[str] = [visit.named] if visit.named else []
+        for one in visit.declared.ids:
+            rows[OptOut(pid, one.source.dpid, one.id)] = one.shown
+            if not visit.named:
+                uuid = visit.published.device_of(view, one.source.dpid, one.id)
+                devices.append(uuid or visit.cookie or new_uuid())
+        if not rows and not devices and visit.cookie:
+            devices.append(visit.cookie)
+        shown = list(rows.values()) or devices
+        rows.update((OptOut(pid, 0, uuid), uuid) for uuid in devices)
+        visit.faults += [codes.opted_out(one) for one in shown]
+        return self._optout_call(visit, list(rows)) if rows else None
+
+    def _optout_call(self, visit: Visit, rows: list[OptOut]) -> Call:
+        pid = None if visit.partner is None else visit.partner.pid
+        return Call(
+            int(visit.now.timestamp()), pid, "", False, Origin.EVENT, optouts=tuple(dict.fromkeys(rows)), tid=visit.tid
+        )
+
+    @staticmethod
+    def _concerns_partner(visit: Visit) -> bool:
+        """Whether a refusal opts anybody out: not on the match host without an organisation (RT-1805)."""
+        if visit.partner is None:
+            return False
+        return visit.place.label not in ("dpm", "www", "dcs-beta") or bool(visit.request.first("d_orgid"))
+
+    def _refused(self, visit: Visit) -> Begun:
+        """RT-1805: every ID of the request is opted out for the partner, for good."""
+        faults = list(visit.faults)
+        try:
+            self._read_device(visit)
+        except Stop:
+            visit.named = None
+        self._declare(visit)
+
+        def work(view: View) -> tuple[Call | None, None]:
+            call = self._partner_optout(visit, view)
+            visit.faults = list(faults)
+            if call is not None and visit.cookie and not visit.named:
+                assert visit.partner is not None
+                rows = [*call.optouts, OptOut(visit.partner.pid, 0, visit.cookie)]
+                call = self._optout_call(visit, rows)
+            return call, None
+
+        return Begun(visit, work, lambda: self._stopped(visit))
+
+    # ---- step 12 -----------------------------------------------------------------------------------------------
+
+    def _stopped(self, visit: Visit) -> Answer:
+        """Errors only; people still reach the page that they clicked for (RT-2005)."""
+        request = visit.request
+        if request.endpoint == "event" and not request.malformed and visit.partner is not None:
+            target = self._click(visit, withheld=True)
+            if target is not None:
+                return answers.redirect(target)
+        return answers.stopped(visit.faults, visit.tid, as_json=visit.as_json, callback=request.first("d_cb"))
+
+    def _answer(self, visit: Visit) -> Answer:
+        if any(fault.stops for fault in visit.faults):
+            return self._stopped(visit)
+        request = visit.request
+        answer = self._content(visit)
+        # a caller who names the device keeps the cookie of its own browser (RT-606)
+        unasked = not visit.named or visit.cookie is None
+        if unasked and not self._childlike(visit):
+            seconds = self.settings.cookie_days * 86_400
+            answer.headers.append(self._cookie(visit, "demdex", visit.uuid, seconds))
+        return answer if request.endpoint else Answer()
+
+    def _content(self, visit: Visit) -> Answer:
+        request = visit.request
+        if request.endpoint == "ibs":
+            target = self._sync_redirect(visit)
+            return Answer() if target is None else answers.redirect(target)
+        if request.endpoint == "id":
+            return answers.json(self._identity(visit), request.first("d_cb"))
+        target = self._click(visit, withheld=False)
+        if target is not None:
+            return answers.redirect(target)
+        return answers.json(self._document(visit), request.first("d_cb")) if visit.as_json else Answer()
+
+    def _document(self, visit: Visit) -> dict[str, Any]:
+        """Section 12."""
+        request = visit.request
+        document: dict[str, Any] = {"stuff": [], "uuid": visit.uuid, "dcs_region": self.settings.region}
+        if request.first("d_jsonv") == "0":
+            document["u"] = visit.uuid
+        if request.first("d_dst") == "1":
+            document["dests"] = []
+        if self._wants_segments(visit):
+            segments = visit.segments
+            if request.first("d_cts") == "1":
+                known = visit.published.partners.audiences.segments
+                segments = sorted(known[sid].legacy_id or sid for sid in segments)
+            document |= {"traits": visit.traits, "segments": segments}
+        if visit.faults:
+            document["errors"] = codes.as_json(visit.faults)
+        return document | {"tid": visit.tid}
+
+    def _identity(self, visit: Visit) -> dict[str, Any]:
+        """RT-1302."""
+        document: dict[str, Any] = {}
+        if visit.organisation:
+            document["d_mid"] = ecid.to_ecid(visit.organisation, visit.uuid)
+        document |= {
+            "uuid": visit.uuid,
+            "dcs_region": self.settings.region,
+            "id_sync_ttl": answers.SYNC_SECONDS,
+        }
+        if visit.faults:
+            document["errors"] = codes.as_json(visit.faults)
+        return document | {"tid": visit.tid}
+
+    def _sync_redirect(self, visit: Visit) -> str | None:
+        """RT-703 … RT-705, RT-712."""
+        wanted = visit.request.first("redir")
+        if not wanted:
+            return None
+        sources = [one.source for one in visit.declared.ids] or [
+            source for source in [self._provider(visit)] if source is not None
+        ]
+        for source in sources:
+            target = redirects.allowed(wanted, source.redirect_hosts)
+            if target is not None:
+                return redirects.filled(target, visit.uuid, visit.verdict)
+        self._refuse(wanted)
+        return None
+
+    def _click(self, visit: Visit, *, withheld: bool) -> str | None:
+        """Section 20."""
+        request = visit.request
+        if request.first("d_event") != "click" or visit.partner is None:
+            return None
+        wanted = redirects.target(request.parameters)
+        if not wanted:
+            return None
+        values = dict(request.parameters) | {name: request.first(name) or "" for name, _ in request.parameters}
+        values.setdefault("d_region", str(self.settings.region))
+        if not withheld:
+            values.setdefault("d_uuid", visit.uuid)
+            if visit.organisation and visit.uuid:
+                values.setdefault("d_mid", ecid.to_ecid(visit.organisation, visit.uuid))
+        target = redirects.click(wanted, values, visit.partner.redirect_hosts, visit.verdict, withheld=withheld)
+        if target is None:
+            self._refuse(wanted)
+        return target
+
+    def _refuse(self, wanted: str) -> None:
+        host = redirects.host(wanted)
+        if host in self.redirects_refused or len(self.redirects_refused) < 1_000:
+            self.redirects_refused[host] = self.redirects_refused.get(host, 0) + 1
+
+    def _cookie(self, visit: Visit, name: str, value: str, seconds: int) -> Header:
+        return answers.cookie(name, value, self.settings.domain, seconds, secure=visit.secure)
+
+
+def new_uuid() -> str:
+    """RT-112."""
+    return str(ecid.new_uuids(1).tobytes().decode())

@@ -1,0 +1,75 @@
+"""What the published index says, as calls ask it: one ID at a time (design 2.7)."""
+
+from __future__ import annotations
+
+from openaudience.calls.store import View
+from openaudience.edge.partners import Desk, Partners
+from openaudience.edge.visitors import Visitors
+from openaudience.errors import SystemFailure
+from openaudience.identity.keys import key
+from openaudience.runs.membership import Definitions
+from openaudience.runs.site import Site
+from openaudience.runs.world import DEVICES, World, as_of
+from openaudience.store.generations import Generation
+
+
+class Published:
+    """One state of index and configuration; it never changes."""
+
+    def __init__(self, site: Site, generation: Generation, partners: Partners) -> None:
+        self._site = site
+        self.generation = generation
+        self.partners = partners
+        self.world = World.of(site.generations, generation)
+        self._visitors: Visitors | None = None
+
+    @property
+    def visitors(self) -> Visitors:
+        """Who judges visitors by it; made when the first call asks for segments."""
+        if self._visitors is None:
+            self._visitors = Visitors(
+                self._site,
+                self.world,
+                self._site.loads(),
+                Definitions(self.partners.audiences),
+                as_of(self.generation),
+            )
+        return self._visitors
+
+    def device_of(self, view: View, dpid: int, id: str) -> str | None:
+        """The device of an ID's newest mapping (RT-303): by a call that is not in the index yet, or by the index."""
+        uuid = view.device_of(dpid, id, self.world.drained)
+        if uuid is not None:
+            return uuid
+        ordinal = self.world.ids(dpid).find_one(*key(id.encode(), self._site.seeds))
+        if ordinal < 0:
+            return None
+        device = self.world.links(dpid).newest(ordinal)
+        return None if device is None else self.world.ids(DEVICES).name(device).decode()
+
+
+class Reader:
+    """Gives the present state: whatever a receipt was given for, whatever was saved (RT-003, RT-1014)."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._desk = Desk(site)
+        self._now: Published | None = None
+
+    def now(self) -> Published:
+        """Asks one small file and one row of the catalog, and reads the rest only where they changed.
+
+        Raises StoreUnavailable; SystemFailure when the index cannot be read.
+        """
+        partners = self._desk.partners()
+        number = self._site.generations.current_number()
+        now = self._now
+        if now is None or now.generation.number != number or now.partners is not partners:
+            generation = self._site.generations.load(number) if number else Generation()
+            if now is not None and now.generation.number > number:
+                raise SystemFailure(
+                    f"{self._site.generations.folder} went back from generation {now.generation.number} to {number}; "
+                    "start the edge anew after a restore"
+                )
+            now = self._now = Published(self._site, generation, partners)
+        return now

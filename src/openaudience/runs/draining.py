@@ -1,0 +1,490 @@
+"""Drains: answered calls become loads, so that files, reports and exports see them (design 2.7).
+
+A drain takes calls in the order in which they were answered, as far as they may stand in one load: of one UTC day, and
+no visitor realises anything after an earlier call of the same portion, so that who was a member when calling shows
+(QL-1104). What a portion says goes the way of a file: facts, index, evaluation of segments, one decision.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pyroaring import BitMap
+from sqlalchemy.orm import Session
+
+from openaudience.calls.model import Call
+from openaudience.catalog.ledger import LoadRow, advance, counter, put_counter
+from openaudience.identity.keys import key
+from openaudience.identity.mappings import LinkLimits, link
+from openaudience.ordinals import bitmap_of
+from openaudience.profiles.index import STORED, TOUCHED, changes, joined_key
+from openaudience.runs import faults
+from openaudience.runs.applying import FileApplication, instants, limits_of, order_keys
+from openaudience.runs.dictionary import Dictionaries
+from openaudience.runs.loads import BY_CALL, CALLS, PROVISIONAL, Load
+from openaudience.runs.membership import Judged, Memberships, Touched
+from openaudience.runs.rulebook import ColumnForm, Ruleset
+from openaudience.runs.settling import Plan, Settler
+from openaudience.runs.site import DAY, LOADS, POSITIONS, Lease, Site
+from openaudience.runs.upkeep import expired, take_out
+from openaudience.runs.world import DEVICES, Draft, World
+from openaudience.store.parts import RowCollection
+from openaudience.vocabulary import IdKind
+
+DRAINED = "drained"
+"""Counter: the number after that of the last call that is in the tables."""
+MOST_CALLS = 100_000
+MOST_PORTIONS = 16
+"""So many portions are cut for the sake of QL-1104 alone in one drain; what is left then is taken as it comes."""
+
+Profile = tuple[int, str]
+"""(namespace, ID): a device (0, UUID), or a customer ID."""
+
+
+def drained_calls(site: Site) -> int:
+    """The number of the last call that is in the tables."""
+    with site.reading() as session:
+        return counter(session, site.name, DRAINED) - 1
+
+
+def waiting_calls(site: Site) -> int:
+    """How many answered calls are not in the tables yet. Beta's never get there (RT-2104)."""
+    if site.beta:
+        return 0
+    # the store first: whatever is drained since is not counted then
+    newest = site.calls.newest()
+    if not newest:
+        return 0
+    return max(0, newest - drained_calls(site))
+
+
+def portion(calls: Sequence[tuple[int, Call]], watched: frozenset[int], *, cut: bool) -> int:
+    """How many of the calls, from the first on, may stand in one load; at least one.
+
+    ``watched``: traits that segments depend on. ``cut``: whether to stop where membership may change for somebody
+    who called already.
+    """
+    day = calls[0][1].at // DAY
+    seen: set[Profile] = set()
+    for count, (_, call) in enumerate(calls):
+        if call.at // DAY != day:
+            return count
+        who = _profiles(call)
+        if cut and count:
+            changing = call.optouts or any(one.sid in watched for one in call.realized)
+            if changing and not seen.isdisjoint(who):
+                return count
+        seen.update(who)
+    return len(calls)
+
+
+def _profiles(call: Call) -> list[Profile]:
+    device = [(DEVICES, call.uuid)] if call.uuid else []
+    return [*device, *((one.dpid, one.id) for one in call.customers), *((one.dpid, one.id) for one in call.optouts)]
+
+
+@dataclass(slots=True)
+class _Told:
+    """What the calls of one partner say of the profiles of one namespace, by place in the portion's lists of IDs."""
+
+    realized: dict[tuple[str, int], list[int]] = field(default_factory=dict)
+    """(ID, sid) → n, first, last (UTC seconds)."""
+    touched: dict[str, bool] = field(default_factory=dict)
+    """ID → whether a call presented it; customer IDs in state 1 always."""
+    first: int = 0
+
+    def touch(self, id: str, presented: bool, at: int) -> None:
+        self.touched[id] = presented or self.touched.get(id, False)
+        self.first = min(self.first or at, at)
+
+    def realize(self, id: str, sid: int, at: int) -> None:
+        found = self.realized.get((id, sid))
+        if found is None:
+            self.realized[id, sid] = [1, at, at]
+        else:
+            found[0] += 1
+            found[1], found[2] = min(found[1], at), max(found[2], at)
+
+
+class Drain:
+    """One portion of calls, applied to a draft. Nothing becomes visible before ``decide``."""
+
+    def __init__(self, site: Site, memberships: Memberships, calls: Sequence[tuple[int, Call]]) -> None:
+        self.site = site
+        self.upto = calls[-1][0]
+        self._memberships = memberships
+        self._calls = [call for _, call in calls]
+        self.at = max(site.floor(), max(call.at for call in self._calls))
+        self.draft = Draft(site.generations, site.current()[0])
+        self.loads: list[Load] = []
+        self.judged: Judged | None = None
+        self._staging = site.scratch("drain")
+        self.rows = RowCollection(self._staging)
+        self._touched = Touched()
+        self._ids = Dictionaries(self.draft, site.seeds, lambda *_: {})
+        self._ords: dict[int, dict[str, int]] = {}
+
+    def apply(self) -> None:
+        """Writes facts and index of the portion."""
+        told = self._tell()
+        sources = {pair.dpid for call in self._calls for pair in call.pairs}
+        sources.update(out.dpid for call in self._calls for out in call.optouts if out.dpid != DEVICES)
+        ruleset = self._ruleset(sorted(sources))
+        digest = self.site.rulebook.keep(ruleset)
+        numbers, position = self._numbers(len(told))
+        evaluation = numbers + len(told)
+        for place, ((pid, namespace), one) in enumerate(told.items()):
+            self.loads.append(
+                Load(
+                    load=numbers + place,
+                    file=0,
+                    position=position + place,
+                    at=self.at,
+                    kind=CALLS,
+                    dpid=namespace,
+                    target=None,
+                    namespace=namespace,
+                    overwrite=False,
+                    batch=None,
+                    ruleset=digest,
+                    links=place == 0 and any(call.pairs for call in self._calls),
+                    pid=pid,
+                    first=one.first,
+                    evaluation=evaluation,
+                )
+            )
+        self._number_ids(ruleset)
+        before = self._loads
+        gone = expired(self.draft, self.site.tables, before, self.site.terms().ttl, self.draft.as_of(), self.at)
+        take_out(self.draft, gone)
+        self._touched.expired(gone)
+        provisional = self.draft.provisional()
+        known = self.draft.known()
+        self._link(ruleset)
+        devices: dict[int, bool] = {}
+        for load, one in zip(self.loads, told.values(), strict=True):
+            self._facts(load, one, known, provisional, devices)
+        self._know(devices, known, provisional)
+        self._opt_out()
+        self.draft.drained = self.upto
+
+    def judge(self) -> None:
+        """Evaluates segments for the profiles that the calls changed (QL-902, QL-904)."""
+        self._touched.logins = [
+            (call.pid, tuple((one.dpid, self._ords[one.dpid][one.id]) for one in call.customers))
+            for call in self._calls
+            if call.customers
+        ]
+        before = World.of(self.site.generations, self.draft.base)
+        loads = [*self._loads, *self.loads]
+        self.judged = self._memberships.follow(self.draft, before, loads, self._touched, self.at, self.rows)
+
+    def decide(self, session: Session, plan: Plan, settler: Settler) -> None:
+        """The drain's part of a deciding transaction."""
+        for load in self.loads:
+            session.add(
+                LoadRow(environment=self.site.name, **asdict(load), in_force=True, event="applied", since=self.at)
+            )
+            plan.loads.append(
+                {
+                    "load": load.load,
+                    "job": 0,
+                    "position": load.position,
+                    "kind": load.kind,
+                    "dpid": load.dpid,
+                    "target": None,
+                    "batch": None,
+                    "at": self.at,
+                    "event": "in force",
+                    "since": self.at,
+                }
+            )
+        advance(session, self.site.name, POSITIONS, len(self.loads))
+        put_counter(session, self.site.name, DRAINED, self.upto + 1)
+        if self.judged is not None:
+            self.judged.decide(session, self.site.name, self.at, "calls")
+        settler.decide(session, plan, self.at)
+
+    @cached_property
+    def _loads(self) -> list[Load]:
+        return self.site.loads()
+
+    # ---- what the calls say ------------------------------------------------------------------------------------
+
+    def _tell(self) -> dict[tuple[int | None, int], _Told]:
+        """By partner and namespace; a load each."""
+        told: dict[tuple[int | None, int], _Told] = {}
+        for call in self._calls:
+            # an opt-out of customer IDs alone reaches no device, and yet needs a load that its rows can bear
+            devices = told.setdefault((call.pid, DEVICES), _Told(first=call.at))
+            if call.uuid:
+                devices.touch(call.uuid, call.presented, call.at)
+            for customer in call.customers:
+                told.setdefault((call.pid, customer.dpid), _Told()).touch(customer.id, True, call.at)
+            for one in call.realized:
+                space = told.setdefault((call.pid, one.dpid), _Told(first=call.at))
+                space.realize(one.id or call.uuid, one.sid, call.at)
+        return told
+
+    def _ruleset(self, sources: Sequence[int]) -> Ruleset:
+        """By which limits and as which kinds of IDs the calls were taken; what a re-run of files needs of them."""
+        site = self.site
+        with site.reading() as session:
+            known = site.catalog.data_sources(session)
+        limits = site.mapping_limits
+        columns = [
+            ColumnForm(dpid, str(known[dpid].kind if dpid in known else IdKind.COOKIE), True) for dpid in sources
+        ]
+        return Ruleset(
+            form=CALLS,
+            columns=columns,
+            overwrite=False,
+            pii_values=False,
+            target=None,
+            traits=[],
+            failing=[],
+            limits=asdict(limits),
+            organisations={},
+        )
+
+    def _numbers(self, loads: int) -> tuple[int, int]:
+        """The first load number, and the first position. The evaluation's number is the next that anybody takes."""
+        with self.site.writing() as session:
+            return (
+                advance(session, self.site.name, LOADS, loads),
+                counter(session, self.site.name, POSITIONS),
+            )
+
+    # ---- IDs and mappings --------------------------------------------------------------------------------------
+
+    def _number_ids(self, ruleset: Ruleset) -> None:
+        """Ordinals of all IDs; unseen ones get the next numbers in the order in which calls named them."""
+        named: dict[int, dict[str, None]] = {}
+        for call in self._calls:
+            if call.uuid:
+                named.setdefault(DEVICES, {})[call.uuid] = None
+            for pair in (*call.pairs, *call.customers):
+                named.setdefault(pair.dpid, {})[pair.id] = None
+            for one in call.realized:
+                if one.id:
+                    named.setdefault(one.dpid, {})[one.id] = None
+            for out in call.optouts:
+                named.setdefault(out.dpid, {})[out.id] = None
+        kinds = {column.dpid: column.kind for column in ruleset.columns}
+        for dpid, texts in sorted(named.items()):
+            names = self._ids.get(dpid, folded=kinds.get(dpid) == IdKind.COOKIE)
+            encoded = [text.encode() for text in texts]
+            lengths = np.array([len(text) for text in encoded], np.int64)
+            blob = np.frombuffer(b"".join(encoded), np.uint8)
+            keys = np.array([key(text, self.site.seeds) for text in encoded], np.uint64)
+            ords = names.intern(
+                np.ascontiguousarray(keys[:, 0]),
+                np.ascontiguousarray(keys[:, 1]),
+                blob,
+                np.cumsum(lengths) - lengths,
+                lengths,
+            )
+            self._ords[dpid] = dict(zip(texts, ords.tolist(), strict=True))
+        first = self.loads[0]
+        application = FileApplication(self.draft, self._staging, first.load, first.position)
+        application.apply_ids(self._ids, self.at)
+        self.rows.absorb(application.rows)
+
+    def _link(self, ruleset: Ruleset) -> None:
+        """Mappings in the order of the calls; those in state 1 also where states are kept (RT-310)."""
+        first = self.loads[0]
+        by_source: dict[int, list[tuple[int, int, int, int | None, int]]] = {}
+        for call in self._calls:
+            for pair in call.pairs:
+                row = (
+                    self._ords[pair.dpid][pair.id],
+                    self._ords[DEVICES][call.uuid],
+                    call.at,
+                    pair.state,
+                    int(call.origin),
+                )
+                by_source.setdefault(pair.dpid, []).append(row)
+        for dpid, rows in sorted(by_source.items()):
+            customer = np.array([row[0] for row in rows], np.uint32)
+            device = np.array([row[1] for row in rows], np.uint32)
+            at = _seconds([row[2] for row in rows])
+            seq = np.arange(len(rows), dtype=np.int64)
+            self.rows.add(
+                "links",
+                dpid,
+                pa.table(
+                    {
+                        "ord": customer.astype(np.int64),
+                        "to_dpid": np.full(seq.size, DEVICES, np.int32),
+                        "to_ord": device.astype(np.int64),
+                        "load": np.full(seq.size, first.load, np.int64),
+                        "line": pa.nulls(seq.size, pa.int64()),
+                        "first_at": at,
+                        "last_at": at,
+                        "state": pa.array([row[3] for row in rows], pa.int8()),
+                        "origin": np.array([row[4] for row in rows], np.int8),
+                        "seq": seq,
+                    }
+                ),
+            )
+            order = order_keys(first.position, seq)
+            links = self.draft.links(dpid)
+            self.draft.put_links(
+                dpid, DEVICES, link(customer, device, order, links, limits_of(dpid, DEVICES, ruleset)).layer
+            )
+            sure = np.array([row[3] == 1 for row in rows], np.bool_)
+            if sure.any():
+                states = self.draft.states(dpid)
+                self.draft.put_states(dpid, link(customer[sure], device[sure], order[sure], states, LinkLimits()).layer)
+            if self._follows_mappings:
+                self._touched.sources.add(dpid)
+                self._touched.profile(dpid, bitmap_of(customer))
+                self._touched.profile(DEVICES, bitmap_of(device))
+
+    @cached_property
+    def _follows_mappings(self) -> bool:
+        return bool(self._memberships.definitions().by_mappings)
+
+    # ---- traits ------------------------------------------------------------------------------------------------
+
+    def _facts(self, load: Load, told: _Told, known: BitMap, provisional: BitMap, devices: dict[int, bool]) -> None:
+        """The realisations and touches of one load; ``devices`` takes up who was presented."""
+        namespace = load.dpid
+        ords = self._ords.get(namespace, {})
+        rows = sorted((ords[id], sid, n, begin, end) for (id, sid), (n, begin, end) in told.realized.items())
+        self.rows.add(
+            "realizations",
+            namespace,
+            pa.table(
+                {
+                    "ord": np.array([row[0] for row in rows], np.int64),
+                    "sid": np.array([row[1] for row in rows], np.int32),
+                    "load": np.full(len(rows), load.load, np.int64),
+                    "op": np.ones(len(rows), np.int8),
+                    "n": np.array([row[2] for row in rows], np.int32),
+                    "first_at": _seconds([row[3] for row in rows]),
+                    "last_at": _seconds([row[4] for row in rows]),
+                    "line": pa.nulls(len(rows), pa.int64()),
+                }
+            ),
+        )
+        joined: dict[int, list[int]] = {}
+        for ordinal, sid, *_ in rows:
+            joined.setdefault(sid, []).append(ordinal)
+        bitmaps = {sid: BitMap(some) for sid, some in joined.items()}
+        touched = sorted((ords[id], presented) for id, presented in told.touched.items())
+        kinds = [_kind(namespace, *one, known, provisional) for one in touched]
+        self.rows.add(
+            "touches",
+            namespace,
+            pa.table(
+                {
+                    "ord": np.array([ordinal for ordinal, _ in touched], np.int64),
+                    "load": np.full(len(touched), load.load, np.int64),
+                    "kind": np.array(kinds, np.int8),
+                    "at": instants(len(touched), self.at),
+                }
+            ),
+        )
+        stored = BitMap(row[0] for row in rows)
+        everybody = BitMap(ordinal for ordinal, _ in touched)
+        self.draft.put_load(
+            load.load,
+            {**{joined_key(sid): some for sid, some in bitmaps.items()}, TOUCHED: everybody, STORED: stored},
+        )
+        self.draft.put_traits(namespace, changes(bitmaps, {}))
+        self._touched.sids.update(bitmaps)
+        self._touched.profile(namespace, stored)
+        if self._memberships.definitions().by_activity:
+            self._touched.profile(namespace, everybody)
+        if namespace == DEVICES:
+            for (ordinal, _), kind in zip(touched, kinds, strict=True):
+                devices[ordinal] = kind == BY_CALL or devices.get(ordinal, False)
+
+    def _know(self, devices: dict[int, bool], known: BitMap, provisional: BitMap) -> None:
+        """Devices that are known now, those that count nowhere yet, and those that count from now on (RT-609)."""
+        presented = BitMap(ordinal for ordinal, sure in devices.items() if sure)
+        unsure = BitMap(devices) - presented
+        # made by another file of the same portion's past: known devices are provisional only if they were
+        came, went = (unsure - known) - provisional, presented & provisional
+        self.draft.put_provisional(came, went)
+        self.draft.put_known(BitMap(devices))
+        self._touched.confirm(self.draft, went)
+
+    def _opt_out(self) -> None:
+        """Opt-outs are facts by key, since the text may have to go (design 2.3)."""
+        first = self.loads[0]
+        out: dict[tuple[int, int], dict[str, int]] = {}
+        for call in self._calls:
+            for one in call.optouts:
+                out.setdefault((one.pid, one.dpid), {}).setdefault(one.id, call.at)
+        layers: dict[int, dict[int, BitMap]] = {}
+        for (pid, dpid), ids in sorted(out.items()):
+            keys = np.array([key(id.encode(), self.site.seeds) for id in ids], np.uint64)
+            self.rows.add(
+                "optouts",
+                dpid,
+                pa.table(
+                    {
+                        "pid": np.full(len(ids), pid, np.int32),
+                        "k1": np.ascontiguousarray(keys[:, 0]).view(np.int64),
+                        "k2": np.ascontiguousarray(keys[:, 1]).view(np.int64),
+                        "load": np.full(len(ids), first.load, np.int64),
+                        "at": _seconds(list(ids.values())),
+                    }
+                ),
+            )
+            some = BitMap(self._ords[dpid][id] for id in ids)
+            layers.setdefault(pid, {})[dpid] = some
+            self._touched.opted_out(pid, dpid, some)
+        for pid, layer in layers.items():
+            self.draft.put_optouts(pid, layer)
+
+
+def _kind(namespace: int, ordinal: int, presented: bool, known: BitMap, provisional: BitMap) -> int:
+    if namespace != DEVICES or presented or (ordinal in known and ordinal not in provisional):
+        return BY_CALL
+    return PROVISIONAL
+
+
+def _seconds(at: Iterable[int]) -> pa.Array:
+    """UTC seconds as instants."""
+    micros: NDArray[np.int64] = np.array(list(at), np.int64) * 1_000_000
+    return pa.array(micros, pa.int64()).cast(pa.timestamp("us", tz="UTC"))
+
+
+def drain(site: Site, memberships: Memberships, settler: Settler, lease: Lease, commit: Callable[[Drain], None]) -> int:
+    """Brings all answered calls into the tables; gives how many. ``commit``: the applier's steps 6 and 7."""
+    if site.beta:
+        return 0
+    done = drained_calls(site)
+    count = portions = 0
+    while calls := site.calls.log(done, MOST_CALLS):
+        definitions = memberships.definitions()
+        watched = frozenset(definitions.dependants)
+        some = portion(calls, watched, cut=portions < MOST_PORTIONS)
+        one = Drain(site, memberships, calls[:some])
+        one.apply()
+        one.judge()
+        faults.reach("drain.applied")
+        commit(one)
+        with site.writing() as session:
+            lease.check(session)
+            one.decide(session, Plan(generation=one.draft.number), settler)
+        faults.reach("drain.decided")
+        settler.recover()
+        site.calls.settle(one.upto)
+        shutil.rmtree(site.environment.work / "drain", ignore_errors=True)
+        done = one.upto
+        count += some
+        portions += 1
+    if not count and done:
+        # a crash may have come between the decision and the clearing up
+        site.calls.settle(done)
+    return count

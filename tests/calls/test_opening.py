@@ -1,0 +1,43 @@
+"""Which store an address means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from calls.samples import SEEDS
+from openaudience.calls.opening import open_calls
+from openaudience.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("address", "file"),
+    [
+        ("", "home/calls.db"),
+        ("sqlite:///edge.db", "home/edge.db"),
+        ("sqlite:///deep/edge.db", "home/deep/edge.db"),
+        ("sqlite:///{}/elsewhere.db", "elsewhere.db"),
+    ],
+)
+def test_an_address_names_a_file(tmp_path: Path, address: str, file: str) -> None:
+    store = open_calls(address.format(tmp_path), tmp_path / "home", SEEDS)
+    try:
+        assert (tmp_path / file).is_file()
+        assert store.newest() == 0
+    finally:
+        store.close()
+
+
+@pytest.mark.parametrize("address", ["redis://user:hidden@host/0", "valkey://:hidden@host", "postgresql://u:hidden@h"])
+def test_other_stores_are_not_there_yet(tmp_path: Path, address: str) -> None:
+    with pytest.raises(UsageError, match=r"edge\.store: [a-z]+: is not available yet") as told:
+        open_calls(address, tmp_path, SEEDS)
+    assert "hidden" not in str(told.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("address", ["calls.db", "/var/calls.db", "sqlite:", "sqlite://", "sqlite:///", "sqlite:x.db"])
+def test_what_names_no_file_is_refused(tmp_path: Path, address: str) -> None:
+    with pytest.raises(UsageError, match=r"edge\.store .*write sqlite:///PATH"):
+        open_calls(address, tmp_path, SEEDS)
