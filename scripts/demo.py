@@ -204,7 +204,7 @@ def exported(out: Path, seen: set[str]) -> set[str]:
 
 def drop_off(demo: Demo) -> None:
     """A file over each door of a running server, in production and beta."""
-    demo.say("The drop-offs. A partner gets a login; one program serves FTP, SFTP, object storage and a folder.")
+    demo.say("One program serves it all: FTP, SFTP, object storage, a folder, and the calls of web pages.")
     password = secrets.token_urlsafe(12)
     demo.environ["DEMO_DROPOFF_PASSWORD"] = password
     demo.run("workspace", "apply", ROOT / "examples" / "demo" / "dropoff.yaml")
@@ -215,15 +215,41 @@ def drop_off(demo: Demo) -> None:
         print("\n$ openaudience serve", flush=True)
         server = doors.Server(PROGRAM, environ)
         try:
+            visitor = web_shop(demo, server)
             for drop in doors.DROPS:
                 if drop.door != "s3" or endpoint is not None:
                     address = doors.put(drop, server, demo.home, password, endpoint or "")
                     print(f"\n→ {address.replace(f'{demo.folder}/', '')}", flush=True)
                     receive(demo, drop)
+                if drop.door == "folder":
+                    demo.say("The file's customer Anna-7K was matched to the browser that called.")
+                    demo.run("profile", visitor)
             if os.environ.get("SERVE"):
                 keep_serving(server, password)
         finally:
             server.stop()
+
+
+def web_shop(demo: Demo, server: doors.Server) -> str:
+    """A browser's calls: its device is mapped to the customer who logged in, and it puts something into the basket."""
+    demo.say("The web shop. A page syncs its visitor's customer ID, then tells that the basket was filled.")
+
+    def call(host: str, target: str, cookie: str = "") -> tuple[dict[str, str], bytes]:
+        with_cookie = f" -b demdex={cookie[:6]}…" if cookie else ""
+        print(f"\n$ curl -i 'http://{host}{target}'{with_cookie}", flush=True)
+        status, headers, body = doors.call(server, host, target, cookie)
+        if status != 200 or "x-error" in headers:
+            raise SystemExit(f"error: the call was answered {status}, {headers.get('x-error')}")
+        return headers, body
+
+    headers, _ = call("dpm.demdex.net", "/ibs:dpid=67890&dpuuid=Anna-7K")
+    print(f"200 {headers['content-type']}\nSet-Cookie: {headers['set-cookie']}")
+    visitor = headers["set-cookie"].partition(";")[0].removeprefix("demdex=")
+    _, body = call("acme.demdex.net", "/event?c_step=basket&d_rtbd=json", visitor)
+    print(body.decode())
+    if json.loads(body)["uuid"] != visitor:
+        raise SystemExit("error: the event was not taken for the visitor's")
+    return visitor
 
 
 def receive(demo: Demo, drop: doors.Drop) -> None:

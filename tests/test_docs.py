@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from openaudience import config
+from openaudience.edge import codes
 from openaudience.store.schemas import SCHEMAS
 from openaudience.vocabulary import REASONS
 
@@ -46,6 +47,10 @@ COMMANDS = (
     "samples",
     "sql",
     "check",
+    "clean",
+    "denied",
+    "allow",
+    "privacy",
     "backup",
     "restore",
     "keys create",
@@ -213,3 +218,10 @@ def test_links_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", path.read_text()):
         if not target.startswith("http"):
             assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_error_codes_of_calls_are_explained() -> None:
+    text = (ROOT / "docs" / "calls.md").read_text()
+    table = section(text, "Errors")
+    for code in codes.TABLE:
+        assert re.search(rf"\b{code}\b", table), code

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ftplib
 import gzip
+import http.client
 import io
 import json
 import os
@@ -41,11 +42,12 @@ class Drop:
     stored: int
 
 
-# Of the CRM: 4581274262 is device B, 4392434426 C, 2351382994 D; 1000000000 is synced with no device.
+# Of the CRM: 4581274262 is device B, 4392434426 C, 2351382994 D; 1000000000 is synced with no device. Anna-7K is the
+# customer whose browser is synced by a call just before.
 DROPS = (
     Drop("ftp", "production", "ftp_dpm_67890_1478000600.sync", b"4581274262\t10\n1000000000\t10\n", 1),
     Drop("sftp", "production", "ftp_dpm_67890_1478000700.sync.gz", gzip.compress(b"4392434426\t10,20\n", mtime=0), 1),
-    Drop("folder", "production", "ftp_dpm_67890_1478000800.sync", b"2351382994\tcolor=red,size=44\n", 1),
+    Drop("folder", "production", "ftp_dpm_67890_1478000800.sync", b"2351382994\tcolor=red,size=44\nAnna-7K\t10\n", 2),
     Drop("ftp", "beta", "ftp_dpm_67890_1478000900.sync", b"4581274262\t10\nno tab here\n", 0),
     Drop("s3", "production", "ftp_dpm_67890_1478001000.sync", b"4581274262\td_unsid=201\n", 1),
 )
@@ -75,6 +77,18 @@ class Server:
     def stop(self) -> None:
         self._process.terminate()
         self._process.wait(15)
+
+
+def call(server: Server, host: str, target: str, cookie: str = "") -> tuple[int, dict[str, str], bytes]:
+    """A call of a browser, whose names lead to this machine: status, headers and body of the answer."""
+    headers = {"Host": host, **({"Cookie": f"demdex={cookie}"} if cookie else {})}
+    connection = http.client.HTTPConnection("127.0.0.1", server.ports["edge", ""], timeout=20)
+    try:
+        connection.request("GET", target, headers=headers)
+        answer = connection.getresponse()
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+    finally:
+        connection.close()
 
 
 def put(drop: Drop, server: Server, home: Path, password: str, endpoint: str) -> str:
@@ -195,7 +209,7 @@ def _free_ports(count: int) -> list[int]:
 
 def settings(endpoint: str | None) -> dict[str, str]:
     """Variables by which the demo's server takes any free port and, where there is one, looks at the store."""
-    ports = ("FTP_PORT", "FTP_BETA_PORT", "SFTP_PORT", "SFTP_BETA_PORT", "WEB_PORT")
+    ports = ("FTP_PORT", "FTP_BETA_PORT", "SFTP_PORT", "SFTP_BETA_PORT", "WEB_PORT", "EDGE_PORT")
     found = {f"OPENAUDIENCE_{name}": "0" for name in ports} | {"OPENAUDIENCE_S3_POLL_SECONDS": "1"}
     if endpoint is not None:
         found |= {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from calls.samples import SEEDS
+from calls.samples import SEEDS, call, saying
 from openaudience.calls.opening import open_calls
 from openaudience.errors import UsageError
 
@@ -17,7 +17,7 @@ from openaudience.errors import UsageError
         ("", "home/calls.db"),
         ("sqlite:///edge.db", "home/edge.db"),
         ("sqlite:///deep/edge.db", "home/deep/edge.db"),
-        ("sqlite:///{}/elsewhere.db", "elsewhere.db"),
+        ("sqlite:///{}/elsewhere.db", "elsewhere.db.home"),
     ],
 )
 def test_an_address_names_a_file(tmp_path: Path, address: str, file: str) -> None:
@@ -37,7 +37,22 @@ def test_other_stores_are_not_there_yet(tmp_path: Path, address: str) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("address", ["calls.db", "/var/calls.db", "sqlite:", "sqlite://", "sqlite:///", "sqlite:x.db"])
+@pytest.mark.parametrize(
+    "address", ["calls.db", "/var/calls.db", "sqlite:", "sqlite://", "sqlite:///", "sqlite:////", "sqlite:x.db"]
+)
 def test_what_names_no_file_is_refused(tmp_path: Path, address: str) -> None:
     with pytest.raises(UsageError, match=r"edge\.store .*write sqlite:///PATH"):
         open_calls(address, tmp_path, SEEDS)
+
+
+@pytest.mark.parametrize("address", ["", "sqlite:///edge.db", "sqlite:///{}/edge.db"])
+def test_environments_never_share_a_file(tmp_path: Path, address: str) -> None:
+    said = address.format(tmp_path)
+    real = open_calls(said, tmp_path / "production", SEEDS)
+    trial = open_calls(said, tmp_path / "beta", SEEDS, keep=True)
+    try:
+        real.group([saying(call())])
+        assert (real.newest(), trial.newest()) == (1, 0)
+    finally:
+        real.close()
+        trial.close()

@@ -36,6 +36,9 @@ class Response:
     def first(self, name: str) -> str | None:
         return next(iter(self.all(name)), None)
 
+    def raw(self, name: str) -> list[bytes]:
+        return [value.encode("utf-8", "surrogateescape") for value in self.all(name)]
+
     @property
     def json(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.body)
@@ -119,6 +122,21 @@ class House(Product):
         }
         return asyncio.run(_run(edge or self.edge, scope, content))
 
+    def call_raw(
+        self, headers: list[tuple[bytes, bytes]], path: bytes = b"/event", client: str = "", scheme: str = "https"
+    ) -> Response:
+        """A call with headers of any bytes."""
+        scope: MutableMapping[str, Any] = {
+            "type": "http",
+            "method": "GET",
+            "raw_path": path.partition(b"?")[0],
+            "query_string": path.partition(b"?")[2],
+            "headers": headers,
+            "scheme": scheme,
+            "client": (client, 50_000) if client else None,
+        }
+        return asyncio.run(_run(self.edge, scope, b""))
+
     def event(self, query: str, **more: Any) -> Response:
         """An event that wants JSON."""
         return self.call(f"/event?d_rtbd=json&{query}", **more)
@@ -142,7 +160,7 @@ async def _run(edge: Edge, scope: MutableMapping[str, Any], body: bytes) -> Resp
 
     await edge(scope, receive, send)
     start = messages[0]
-    headers = [(key.decode(), value.decode()) for key, value in start["headers"]]
+    headers = [(key.decode(), value.decode("utf-8", "surrogateescape")) for key, value in start["headers"]]
     return Response(start["status"], headers, b"".join(message.get("body", b"") for message in messages[1:]))
 
 

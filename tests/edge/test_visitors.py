@@ -418,10 +418,11 @@ def test_facts_are_read_only_to_count(make: Make, monkeypatch: pytest.MonkeyPatc
     edge = make(
         workspace(
             [
-                segment(901, "100T OR frequency([200T] <= 2D) >= 5"),
+                segment(901, "100T OR frequency([200T]) >= 5"),
                 segment(902, "1000T AND frequency([100T] <= 2D) >= 1"),
-                segment(903, "frequency([100T]) >= 2"),
-                segment(904, "frequency([2000T]) >= 1"),
+                segment(903, "1000T AND frequency([100T]) == 3"),
+                segment(904, "frequency([2000T] >= 1D) >= 1"),
+                segment(905, "frequency([100T]) >= 1"),
             ]
         )
     )
@@ -436,14 +437,13 @@ def test_facts_are_read_only_to_count(make: Make, monkeypatch: pytest.MonkeyPatc
         return scan(self, name, *args, **more)
 
     monkeypatch.setattr(Tables, "scan", counted)
-    assert edge.call(hit("07-01 11:00", D[1], 100)) == [901]
+    assert edge.call(hit("07-01 11:00", D[0])) == [901, 905]
     assert reads == []
-    assert edge.call(hit("07-01 11:00", D[0])) == [901, 903]
+    assert edge.call(hit("07-01 11:01", D[0], 1000)) == [901, 902, 903, 905]
     once = len(reads)
-    assert edge.call(hit("07-01 11:01", D[0], 1000)) == [901, 902, 903]
-    assert len(reads) == max(once, 3)
-    assert edge.call(hit("07-01 11:02", D[0], 200)) == [901, 902, 903]
-    assert len(reads) == max(once, 3)
+    assert once > 0
+    assert edge.call(hit("07-01 11:02", D[0], 200)) == [901, 902, 903, 905]
+    assert len(reads) == once
 
 
 # ---- opt-outs and the platform's own traits --------------------------------------------------------------------------
@@ -659,12 +659,12 @@ def history(make: Make, seed: int, length: int) -> int:
 
 
 @pytest.mark.rule("QL-903", "QL-905")
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_answers_follow_the_definitions_and_agree_with_batch(make: Make, seed: int) -> None:
-    assert history(make, seed, 60) > 60
+    assert history(make, seed, 50) > 50
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("seed", range(4, 24))
+@pytest.mark.parametrize("seed", range(2, 22))
 def test_many_histories(make: Make, seed: int) -> None:
     history(make, seed, 200)

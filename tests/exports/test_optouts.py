@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from exports.house import House, destination, mapped
-from exports.test_audience import Town, device, people, workspace
+from exports.test_audience import U1, U2, Town, device, linked, people, workspace
 from openaudience.identity.ecid import to_ecid
 from oracle.walkthroughs import onboarded
 from runs.opting import EVERYBODY, opt_out
@@ -139,14 +140,17 @@ def test_formats_with_a_row_for_each_user(tmp_path: Path) -> None:
 def test_traits_and_pairs(tmp_path: Path) -> None:
     town = two_devices(tmp_path)
     traits = destination(type="BULK_TRAIT", in_file_sources=(52012,))
+    by_uuid = destination(7303, type="BULK_TRAIT", user_id_key=0, in_file_sources=(52012,))
     pairs = destination(7302, type="BULK_ID")
     by_id = '<DP_UUID> <TRAIT_LIST;separator=",">'
     assert town.export(traits, row=by_id).rows == ["a1 1", "a2 1", "b 1", "c 1", "shared 1"]
     assert len(town.export(pairs).rows) == 6
+    assert town.export(by_uuid, row=by_id).rows == [f"{device(letter)} 1" for letter in "ABC"]
     town.day()
     opt_out(town.product, ACME, "52011:a1", device("B"))
     # the list is always the whole state: it is empty now
     assert town.export(traits, row=by_id).rows == ["a1 ", "b "]
+    assert town.export(by_uuid, row=by_id).rows == [f"{device('B')} "]
     assert town.export(pairs).rows == []
     town.day()
     assert town.export(traits, row=by_id).rows == []
@@ -204,3 +208,33 @@ def test_the_partner_opt_out_of_a_customer(tmp_path: Path) -> None:
     assert house.export(by_crm, "full", row=row).rows == [f'Q-6|{device("C")}|[["52031","{mail}"]]|']
     opt_out(house.product, ACME, f"52031:{mail}")
     assert house.export(by_crm, "full", row=row).rows == [f"Q-6|{device('C')}|[]|"]
+
+
+@pytest.mark.rule("RT-1508", "OB-105")
+def test_times_of_merged_sets_are_those_of_who_stayed(tmp_path: Path) -> None:
+    house = House(tmp_path, linked())
+    house.drop("adobe_id_0_52030_1700000001.sync", [f"{U1}\tcust-1", f"{U2}\tcust-2"])
+    house.drop("ftp_dpm_52030_1700000002.sync", ["cust-1\td_sid=2", "cust-2\td_sid=2"])
+    start = int(house.now.timestamp())
+    house.now += timedelta(hours=1)
+    house.drop("ftp_dpm_0_52012_1700000003.sync", [f"{U1}\td_sid=1", f"{U2}\td_sid=1"])
+    house.now += timedelta(hours=1)
+    wanted = destination(user_id_key=52030, mappings=(mapped(1, 3400),))
+    row = "<DP_UUID> <SEGMENT_LIST:{s|<s.lastRealizationTime>}>"
+    both = [f"cust-1 {start + 3600}000", f"cust-2 {start + 3600}000"]
+    assert house.export(wanted, "full", row=row).rows == both
+    opt_out(house.product, ACME, U1)
+    assert house.export(wanted, "full", row=row).rows == [f"cust-1 {start}000", both[1]]
+
+
+@pytest.mark.rule("RT-1508", "OB-105")
+def test_the_time_of_a_removal_is_that_of_the_opt_out(tmp_path: Path) -> None:
+    town = two_devices(tmp_path)
+    row = "<DP_UUID> <REMOVED_SEGMENT_LIST:{s|<s.lastUpdateTime>}>"
+    wanted = destination(mappings=(mapped(1, 3100),))
+    town.export(wanted, row=row)
+    town.day(0.5)
+    out = int(town.now.timestamp())
+    opt_out(town.product, ACME, device("B"))
+    town.day(0.5)
+    assert town.export(wanted, row=row).rows == [f"b {out}000"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -19,6 +20,7 @@ from openaudience.runs.cleaning import clean_due
 from openaudience.runs.site import Site
 from oracle.driver import Product
 from oracle.walkthroughs import A, B, C, D, onboarded
+from runs.killing import KILLED, NOW, Server
 
 GAID = "5f0c1a2b-3d4e-4f60-8a7b-9c0d1e2f3a4b"
 SITE, SHOP, PEOPLE, MAIL = 101, 102, 201, 202
@@ -370,3 +372,28 @@ def test_destinations_hear_of_it_in_their_next_delivery(tmp_path: Path) -> None:
     first, second = sorted(path for path in out.iterdir() if path.suffix == ".sync")
     assert first.read_text() == "k 3100 \nl 3100 \n"
     assert second.read_text() == "k  3100\n"
+
+
+@pytest.fixture(scope="module")
+def killer() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.mark.rule("OP-60", "RT-313")
+def test_a_killed_clean_up_is_finished_by_the_next(tmp_path: Path, killer: Server) -> None:
+    begun = installed(tmp_path / "begun", NOW - 130 * DAY)
+    drop(begun, begun.now, f"adobe_id_0_{SITE}_1700000000.sync", f"{A}\tk\n")
+    drop(begun, begun.now, f"ftp_dpm_{SITE}_1700000001.sync", "k\tic=1\n")
+    for number, point in enumerate(("judged", "touches.committed", "manifest-written", "decided", "published")):
+        home = Path(shutil.copytree(begun.home, tmp_path / str(number)))
+        assert killer.run(home, ["clean"], point) == KILLED
+        product = Product(home, None)
+        product.now = NOW
+        expected = {"devices": 1, "customers": {}, "mappings": 1}
+        if point in ("decided", "published"):
+            expected = {"devices": 0, "customers": {}, "mappings": 0}
+        assert clean(product, NOW) == expected, point
+        assert product.profile(A) is None
+        assert members(product, 91) == {"device": 0, "cross_device": 0}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from openaudience.calls.model import Call, OptOut, Origin, Pair, Realized
@@ -17,12 +20,14 @@ from openaudience.errors import InputError
 from openaudience.exports.owed import owed
 from openaudience.home import Home
 from openaudience.identity.ecid import to_ecid
+from openaudience.identity.keys import key
 from openaudience.runs.applier import Applier
 from openaudience.runs.erasing import awaited, erase
 from openaudience.runs.privacy import read_request
 from openaudience.runs.site import Lease, Site
 from oracle.driver import Product
 from oracle.walkthroughs import A, B, C, D, onboarded
+from runs.killing import KILLED, NOW, Server
 
 ORG = "1231659F56A68A8B7F000101@AdobeOrg"
 SITE, PEOPLE, FOREIGN = 101, 201, 301
@@ -89,12 +94,10 @@ WORKSPACE: dict[str, Any] = {
 }
 
 
-@pytest.fixture
-def product(tmp_path: Path) -> Product:
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Product:
     """Somebody with a cookie ID on two devices, a customer ID and traits of two partners; and somebody else."""
-    (tmp_path / "out").mkdir()
-    WORKSPACE["partners"][0]["destinationServers"][0]["directory"] = str(tmp_path / "out")
-    made = Product(tmp_path / "home", None)
+    made = Product(tmp_path_factory.mktemp("privacy") / "home", None)
     made.now = START
     made.apply(WORKSPACE)
     made.drop([(f"adobe_id_0_{SITE}_1700000000.sync", f"{A}\t{SECRET}\n{B}\t{SECRET}\n{C}\tsomebody\n".encode())])
@@ -105,7 +108,16 @@ def product(tmp_path: Path) -> Product:
     made.drop([(f"ftp_dpm_{PEOPLE}_1700000004.sync", b"p\tic=1\nq\tic=1\n")])
     made.drop([(f"ftp_dpm_{FOREIGN}_1700000005.sync", b"f\tic=1\n")])
     call(made, A, realized=(Realized(31), Realized(31)), pairs=(Pair(SITE, SECRET, 0), Pair(PEOPLE, "p", 1)))
+    call(made, C, pairs=(Pair(PEOPLE, "q", 1),))
     return made
+
+
+@pytest.fixture
+def product(base: Product, tmp_path: Path) -> Product:
+    shutil.copytree(base.home, tmp_path / "home")
+    mine = Product(tmp_path / "home", None)
+    mine.now, mine.kept_receipts = base.now, list(base.kept_receipts)
+    return mine
 
 
 def call(product: Product, uuid: str, **said: Any) -> None:
@@ -158,6 +170,11 @@ def access(product: Product, *one: str) -> dict[str, Any]:
 def export(product: Product) -> list[str]:
     """The rows of the next incremental delivery."""
     out = product.home.with_name("out")
+    if not out.exists():
+        out.mkdir()
+        workspace = copy.deepcopy(WORKSPACE)
+        workspace["partners"][0]["destinationServers"][0]["directory"] = str(out)
+        product.apply(workspace)
     before = set(out.iterdir())
     product.now += timedelta(minutes=1)
     product.json("export", "7301")
@@ -293,6 +310,19 @@ def test_a_deletion_takes_effect_at_once(product: Product) -> None:
     assert export(product) == [f"{SECRET}  91"]
 
 
+@pytest.mark.rule("RT-1907", "RT-1903")
+def test_a_customer_is_deleted_with_the_devices(product: Product) -> None:
+    answer = asked(product, request(("integrationCode", "people", "p"), action=("delete",)))
+    assert answer["deleted"] == {"devices": 1, "ids": 1, "mappings": 3}
+    assert [product.profile(text) for text in (A, f"{PEOPLE}:p")] == [None, None]
+    # its cookie ID is another person's as far as anybody knows
+    kept = product.profile(f"{SITE}:{SECRET}")
+    assert kept is not None
+    assert (kept["device"], set(kept["traits"])) == (B, {11})
+    assert product.populations()[21] == {"device": 0, "cross_device": 1}
+    checked(product)
+
+
 def traces(product: Product) -> list[str]:
     """Files of the home that hold the texts of the deleted IDs; archived files end by themselves."""
     found = []
@@ -325,6 +355,17 @@ def test_an_erased_id_leaves_no_trace(product: Product) -> None:
         "memberships",
     }
     assert erased["ids"] == 3
+    with opened(product) as site:
+        _, world = site.current()
+        gone = {0: [world.ids(0).find_one(*key(one.encode(), site.seeds)) for one in (A, B)]}
+        gone[SITE] = [world.ids(SITE).find_one(*key(SECRET.encode(), site.seeds))]
+        for namespace, ordinals in gone.items():
+            for table in ("realizations", "memberships", "links", "touches"):
+                rows = site.tables.scan(table, namespace).filter(pl.col("ord").is_in(ordinals)).collect()
+                left = rows.filter(pl.col("kind") != 2) if table == "touches" else rows
+                assert left.is_empty(), table
+        links = site.tables.scan("links").filter((pl.col("to_dpid") == 0) & pl.col("to_ord").is_in(gone[0]))
+        assert links.collect().is_empty()
     with opened(product) as site:
         texts = site.tables.scan("ids").select("id").collect()["id"].to_list()
         assert sorted(text for text in texts if not text.startswith("\0")) == [C, "f", "p", "q", "somebody"]
@@ -385,3 +426,54 @@ def test_the_log_of_calls_is_forgotten_too(product: Product) -> None:
     finally:
         database.close()
     assert D.encode() not in b"".join(path.read_bytes() for path in (product.home / "production").glob("calls.db*"))
+
+
+@pytest.mark.rule("RT-1908")
+def test_hints_of_receipts_are_erased(product: Product) -> None:
+    name = f"ftp_dpm_{SITE}_1700000030.sync"
+    (receipt,) = product.drop([(name, f"{SECRET.upper()}\tic=1\nSomebody\tic=1\n".encode())])
+    hint = {"sent": SECRET.upper(), "known": SECRET}
+    assert hint in receipt["case_help"]["pairs"]
+    answer = asked(product, request(("namespaceId", str(SITE), SECRET), action=("delete",)))
+    assert answer["erased"]["receipts"] == 1
+    kept = product.receipt(receipt["job"])["case_help"]
+    assert kept == {"count": 2, "pairs": [{"sent": "Somebody", "known": "somebody"}]}
+    checked(product)
+
+
+@pytest.mark.rule("OP-60", "RT-1908")
+@pytest.mark.parametrize(
+    "point",
+    [
+        "drain.decided",
+        "touches.committed",
+        "manifest-written",
+        "published",
+        "realizations.committed",
+        "links.moved",
+        "links.committed",
+        "ids.committed",
+        "manifest-written:3",
+        "publish.done:3",
+    ],
+)
+def test_a_killed_request_is_finished_by_the_next(product: Product, point: str, killer: Server) -> None:
+    file = product.home.with_name("request.json")
+    file.write_text(json.dumps(request(("namespaceId", str(SITE), SECRET), action=("delete",))))
+    assert killer.run(product.home, ["privacy", str(file)], point) == KILLED
+    product.now = NOW
+    product.run("privacy", str(file))
+    checked(product)
+    with opened(product) as site:
+        assert not awaited(site)
+        texts = site.tables.scan("ids").select("id").collect()["id"].to_list()
+    assert sorted(text for text in texts if not text.startswith("\0")) == [C, "f", "p", "q", "somebody"]
+    assert [product.profile(text) for text in (A, B, f"{SITE}:{SECRET}")] == [None, None, None]
+    assert product.profile(f"{SITE}:somebody") is not None
+
+
+@pytest.fixture(scope="module")
+def killer() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.close()

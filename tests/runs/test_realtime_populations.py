@@ -10,25 +10,20 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pytest
 from pyroaring import BitMap
 
 from openaudience.calls.model import Call, Origin, Pair, Realized
 from openaudience.calls.store import Work
-from openaudience.catalog.ledger import EvaluationRow, advance
 from openaudience.home import Home
 from openaudience.identity.keys import key
 from openaudience.profiles.stays import RANGES
 from openaudience.runs.applier import Applier
-from openaudience.runs.applying import instants
 from openaudience.runs.departures import Departure, Departures
 from openaudience.runs.estimates import Estimates
 from openaudience.runs.inquiry import Inquiry
 from openaudience.runs.populations import Populations
-from openaudience.runs.site import LOADS, Lease, Site
-from openaudience.store.parts import RowCollection
+from openaudience.runs.site import Lease, Site
 from oracle.driver import Product
 from oracle.walkthroughs import onboarded
 
@@ -75,6 +70,7 @@ WORKSPACE: dict[str, Any] = {
                 segment(700, "1000T OR 3000T"),
                 segment(701, "1001T AND NOT 3001T"),
                 segment(703, "4060T", 8803),
+                segment(704, "FREQUENCY([1000T]) >= 2"),
                 segment(705, "3000T AND 3001T", 8805),
                 segment(707, "4060T", 8801),
             ],
@@ -233,6 +229,15 @@ def test_only_calls_of_members_count(product: Product) -> None:
     assert total(product, 701, "2026-03-07", (1, 7)) == [0, 2]
 
 
+@pytest.mark.rule("QL-1104")
+def test_the_call_that_fulfils_a_frequency_is_a_member_s(product: Product) -> None:
+    device = UUIDS[0]
+    drain(product, [Hit(day(2), device, [1000])])
+    drain(product, [Hit(day(3), device, [1000])])
+    product.now = day(6, 1)
+    assert [instant(product, 704, f"2026-03-0{number}", (1,))[0] for number in (2, 3, 4)] == [0, 1, 0]
+
+
 @pytest.mark.rule("QL-1109", "UI-85")
 def test_who_realised_long_ago_and_called_lately(product: Product) -> None:
     drain(product, [Hit(day(1), UUIDS[0], [1000])])
@@ -272,31 +277,13 @@ def test_calls_of_customers(product: Product) -> None:
     sync(product, 60, f"{UUIDS[0]}\tj\n{UUIDS[1]}\tk\n")
     j, k = (Hit(day(3), uuid, [4060], customer) for uuid, customer in ((UUIDS[0], "j"), (UUIDS[1], "k")))
     drain(product, [j, Hit(day(3), UUIDS[1], customer="k"), Hit(day(3), UUIDS[0], [4060])])
-    join(product, 703, 60, "j")
     drain(product, [replace(j, at=day(4), sids=()), replace(k, at=day(4), sids=()), Hit(day(4), UUIDS[1])])
     product.now = day(5, 1)
     assert figures(product, 703, "2026-03-04")["counts"] == "cross_device"
+    assert instant(product, 703, "2026-03-03", (1, 7)) == [1, 1]
     assert instant(product, 703, "2026-03-04", (1, 7)) == [1, 1]
     assert instant(product, 707, "2026-03-04", (1, 7)) == [0, 0]
     assert total(product, 707, "2026-03-04") == [1]
-
-
-def join(product: Product, sid: int, dpid: int, ident: str) -> None:
-    """Makes a profile a member as a decided evaluation does: batch evaluation leaves M3 segments alone (QL-1017)."""
-    with opened(product) as site:
-        at = site.instant()
-        with site.writing() as session:
-            load = advance(session, site.name, LOADS)
-            session.add(EvaluationRow(environment=site.name, load=load, at=at, cause="calls"))
-        row = {
-            "ord": [ordinal(site, dpid, ident)],
-            "sid": np.array([sid], np.int32),
-            "op": np.array([1], np.int8),
-            "load": [load],
-        }
-        rows = RowCollection(site.scratch("join"))
-        rows.add("memberships", dpid, pa.table({**row, "at": instants(1, at)}))
-        site.tables.commit("memberships", rows.finish())
 
 
 @pytest.mark.rule("QL-1104", "QL-1101", "QL-1102", "UI-81")

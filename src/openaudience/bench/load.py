@@ -88,17 +88,23 @@ def _run(
     used = time.process_time()
     now = started = time.perf_counter()
     end = started + seconds
-    while len(free) < lines or (now < end if rate is None else sent < rate * seconds):
-        due = now if rate is None else started + sent / rate
-        while free and due <= now and due < end:
+
+    def next_due() -> float | None:
+        """When the next call should be sent; None: there is no other."""
+        if rate is None:
+            return now if now < end else None
+        return started + sent / rate if sent < rate * seconds else None
+
+    while (due := next_due()) is not None or len(free) < lines:
+        while free and due is not None and due <= now:
             line = free.pop()
             line.due = due
             line.connection.sendall(next(requests))
             sent += 1
-            due = now if rate is None else started + sent / rate
+            due = next_due()
         if now > end + _GIVE_UP_SECONDS:
             raise SystemFailure(f"bench: the server is {_GIVE_UP_SECONDS} seconds behind with its answers")
-        for key, _ in selector.select(max(0.0, due - now) if free and due < end else _GIVE_UP_SECONDS):
+        for key, _ in selector.select(max(0.0, due - now) if free and due is not None else _GIVE_UP_SECONDS):
             line = key.data
             if _complete(line, fault):
                 took.append(time.perf_counter() - line.due)

@@ -19,7 +19,8 @@ def open_calls(
     """The calls of the environment that lies in ``folder``; ``seeds`` and ``keep`` as for ``SqliteCalls``.
 
     ``address``: empty, or ``sqlite:///PATH``, where a relative path starts at ``folder`` (an absolute one needs a
-    fourth slash). Raises UsageError for any other, and as ``SqliteCalls``.
+    fourth slash). One setting serves all environments, so an absolute path gets the name of the folder appended.
+    Raises UsageError for any other, and as ``SqliteCalls``.
     """
     if not address:
         return SqliteCalls(folder / FILE, seeds=seeds, keep=keep, fault=fault)
@@ -29,6 +30,8 @@ def open_calls(
     # Nothing but the scheme is shown: what follows may hold a password.
     if scheme != "sqlite":
         raise UsageError(f"edge.store: {scheme}: is not available yet; write sqlite:///PATH, or leave it empty")
-    if not rest.startswith("///") or rest == "///":
+    path = Path(rest.removeprefix("///"))
+    if not rest.startswith("///") or not path.name:
         raise UsageError("edge.store names no file; write sqlite:///PATH, with four slashes for an absolute path")
-    return SqliteCalls(folder / rest.removeprefix("///"), seeds=seeds, keep=keep, fault=fault)
+    path = path.with_name(f"{path.name}.{folder.name}") if path.is_absolute() else folder / path
+    return SqliteCalls(path, seeds=seeds, keep=keep, fault=fault)

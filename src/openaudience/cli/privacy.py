@@ -14,11 +14,14 @@ if TYPE_CHECKING:
 
 
 def clean(options: Options, now: str | None) -> int:
+    from openaudience.exports.owed import owed
     from openaudience.runs.cleaning import clean_up
+    from openaudience.runs.erasing import erase_awaited
 
     instant = None if now is None else _instant(now)
     with opened_site(options) as site:
         cleaned = clean_up(site, instant)
+        erase_awaited(site, lambda: owed(site))
     if options.as_json:
         show(cleaned.document())
         return 0

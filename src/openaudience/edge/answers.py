@@ -66,10 +66,11 @@ def json(document: dict[str, Any], callback: str | None) -> Answer:
 
 
 def stopped(faults: Sequence[Fault], tid: str, *, as_json: bool, callback: str | None) -> Answer:
-    """The answer of a call that stopped: errors only (RT-1211)."""
+    """The answer of a call that stopped: errors only (RT-1211), and where there are none not even those (RT-1208)."""
     if not as_json:
         return Answer()
-    return json({"errors": codes.as_json(faults), "tid": tid}, callback)
+    errors = {"errors": codes.as_json(faults)} if faults else {}
+    return json(errors | {"tid": tid}, callback)
 
 
 def cookie(name: str, value: str, domain: str, seconds: int, *, secure: bool) -> Header:
@@ -78,11 +79,16 @@ def cookie(name: str, value: str, domain: str, seconds: int, *, secure: bool) ->
     return b"set-cookie", f"{name}={value}; Domain=.{domain}; Path=/; Max-Age={seconds}{end}".encode()
 
 
+def transport(*, secure: bool) -> list[Header]:
+    """What answers over TLS say of it (RT-509)."""
+    if not secure:
+        return []
+    return [(b"strict-transport-security", f"max-age={YEAR}; includeSubDomains".encode())]
+
+
 def common(tid: str, node: str, faults: Sequence[Fault], origin: bytes | None, *, secure: bool) -> list[Header]:
     """Headers of every answer (RT-509 … RT-511)."""
-    headers = [*_FIXED, (b"dcs", node.encode()), (b"x-tid", tid.encode())]
-    if secure:
-        headers.append((b"strict-transport-security", f"max-age={YEAR}; includeSubDomains".encode()))
+    headers = [*_FIXED, (b"dcs", node.encode()), (b"x-tid", tid.encode()), *transport(secure=secure)]
     if faults:
         headers.append((b"x-error", codes.x_error(faults).encode()))
     if origin is not None:

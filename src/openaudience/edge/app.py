@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
 from openaudience import __version__
+from openaudience.calls.store import View, Work
 from openaudience.clock import Clock
 from openaudience.config import Settings
 from openaudience.edge import answers, codes
 from openaudience.edge.addresses import client, networks, obfuscated, over_tls
 from openaudience.edge.answers import Answer, Header
-from openaudience.edge.calls import Begun, Place, Room
+from openaudience.edge.calls import Begun, Room
 from openaudience.edge.codes import Fault
 from openaudience.edge.limiting import RateLimit
+from openaudience.edge.published import Published
 from openaudience.edge.request import Request, read, too_large
 from openaudience.edge.script import script
+from openaudience.edge.visit import Place, wants_json
+from openaudience.errors import OpenAudienceError
 
 MOST_IN_A_GROUP = 256
 BETA_LABEL = "dcs-beta"
@@ -99,7 +104,7 @@ class Edge:
         raw_path: bytes = scope["raw_path"]
         query: bytes = scope["query_string"]
         headers = _headers(scope["headers"])
-        origin = headers.get("origin")
+        origin = next((value for name, value in scope["headers"] if name == b"origin"), None)
         secure = over_tls(scope["scheme"], headers.get("x-forwarded-proto"), _peer(scope), self._proxies)
         tid = ""
         environment = "production"
@@ -121,12 +126,12 @@ class Edge:
                 answer = Answer(404, b"", b"text/plain")
             elif request.endpoint == "script":
                 answer = _script(self._settings.domain, headers)
-                await _send(send, answer, [], head=method == "HEAD")
+                await _send(send, answer, answers.transport(secure=secure), head=method == "HEAD")
                 return
             else:
                 if place.label == BETA_LABEL:
                     environment = "beta"
-                wait = self._too_often(scope, headers, place) if self._limited else None
+                wait = self._too_often(environment, scope, headers, request, place) if self._limited else None
                 if wait is not None:
                     answer = Answer(429, b"", b"text/plain", [(b"retry-after", str(wait).encode())])
                 else:
@@ -137,7 +142,7 @@ class Edge:
             tid or answers.new_tid(),
             self._nodes[environment],
             faults,
-            None if origin is None else origin.encode("latin-1"),
+            origin,
             secure=secure,
         )
         self.figures.took(perf_counter() - begin, faults)
@@ -148,7 +153,8 @@ class Edge:
     def _too_large(self, method: str, raw_path: bytes, query: bytes, headers: Mapping[str, str]) -> int | None:
         announced = headers.get("content-length", "0") if method == "POST" else "0"
         target = len(raw_path) + (len(query) + 1 if query else 0)
-        return too_large(method, target, int(announced) if announced.isdigit() else 0, self._settings)
+        body = int(announced) if announced.isascii() and announced.isdigit() and len(announced) < 19 else 0
+        return too_large(method, target, body, self._settings)
 
     async def _body(self, receive: Receive) -> tuple[bytes, int | None]:
         """The body, or the status by which a call is refused before all of it came (RT-503)."""
@@ -168,18 +174,23 @@ class Edge:
 
     def _place(self, headers: Mapping[str, str]) -> Place:
         host = headers.get("host", "").strip().lower()
-        name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+        name = (host.rsplit(":", 1)[0] if not host.endswith("]") else host).removesuffix(".")
         label = name.removesuffix(self._domain) if name.endswith(self._domain) else None
         return Place(name, label)
 
-    def _too_often(self, scope: Scope, headers: Mapping[str, str], place: Place) -> int | None:
+    def _too_often(
+        self, environment: str, scope: Scope, headers: Mapping[str, str], request: Request, place: Place
+    ) -> int | None:
         """RT-1605. The address is used here and nowhere else, and never stored."""
         forwarded = headers.get("x-forwarded-for")
         address = client(_peer(scope), [forwarded] if forwarded else [], self._proxies)
         settings = self._settings
         address = obfuscated(address, settings.obfuscate_ip, settings.obfuscate_countries)
-        room = self._rooms["production"]
-        partner = room.known(place)
+        room = self._rooms[environment]
+        try:
+            partner = room.whose(request, place, room.reader.now().partners)
+        except OpenAudienceError:
+            partner = None  # the call itself will hear of it
         return self._rate.wait(address, None if partner is None else partner.pid)
 
     # ---- groups ------------------------------------------------------------------------------------------------
@@ -203,45 +214,84 @@ class Edge:
         if rest:
             asyncio.get_running_loop().call_soon(self._decide, environment)
         room, now = self._rooms[environment], self._clock()
+        begun: list[tuple[_Waiting, Begun]] = []
         try:
-            published = room.reader.now()
-            begun = [room.begin(one.request, one.headers, one.place, one.secure, now, published) for one in group]
-            works = [one.work for one in begun if one.work is not None]
-            done = iter(room.site.calls.group(works) if works else [])
-            outcomes = [None if one.work is None else next(done) for one in begun]
+            outcomes = None
+            while outcomes is None:
+                begun = []
+                published = room.reader.now()
+                for one in group:
+                    try:
+                        begun.append((one, room.begin(one.request, one.headers, one.place, one.secure, now, published)))
+                    except Exception as error:
+                        self._fail(one, error)
+                outcomes = _outcomes(room, published, [call for _, call in begun])
         except Exception as error:
             # nothing of the group is stored; each caller hears that (RT-1400, OP-44)
-            self._trouble(error)
+            known = {id(one): call for one, call in begun}
             for one in group:
-                self._fail(one)
+                self._fail(one, error, known.get(id(one)))
             return
         self._trouble(None)
-        for one, call, outcome in zip(group, begun, outcomes, strict=True):
+        for (one, call), outcome in zip(begun, outcomes, strict=True):
             self._finish(one, call, outcome)
 
     def _finish(self, one: _Waiting, call: Begun, outcome: object) -> None:
         if isinstance(outcome, Exception):
-            self._trouble(outcome)
-            self._fail(one)
+            self._fail(one, outcome, call)
             return
         try:
             answer = call.finish()
         except Exception as error:
-            self._trouble(error)
-            self._fail(one)
+            self._fail(one, error, call)
             return
         self.figures.stored += call.work is not None
         if not one.answer.done():
             one.answer.set_result((answer, call.visit.tid, call.visit.faults))
 
-    @staticmethod
-    def _fail(one: _Waiting) -> None:
-        """RT-1400: the answer says that nothing was done."""
+    def _fail(self, one: _Waiting, error: Exception, call: Begun | None = None) -> None:
+        """RT-1400: the answer says that nothing was done; who clicked still gets to the page (RT-2005)."""
+        self._trouble(error)
+        if one.answer.done():
+            return
         faults, tid = [codes.unspecified()], answers.new_tid()
-        as_json = one.request.endpoint == "id" or one.request.first("d_rtbd") == "json"
-        answer = answers.stopped(faults, tid, as_json=as_json, callback=one.request.first("d_cb"))
-        if not one.answer.done():
-            one.answer.set_result((answer, tid, faults))
+        answer = None
+        if call is not None:
+            with suppress(Exception):
+                answer, tid = call.failed(), call.visit.tid
+        if answer is None:
+            answer = answers.stopped(faults, tid, as_json=wants_json(one.request), callback=one.request.first("d_cb"))
+        one.answer.set_result((answer, tid, faults))
+
+
+def _outcomes(room: Room, published: Published, begun: Sequence[Begun]) -> list[object] | None:
+    """What becomes of calls in one transaction; None if index or log have changed since: then nothing was done.
+
+    A drain publishes an index, then makes the store forget the calls in it, in a transaction of its own. So the first
+    thing in ours is to look whether the state that the calls were begun with is still the published one.
+    """
+    works = [one.work for one in begun if one.work is not None]
+    if not works:
+        return [None for _ in begun]
+    if any(room.wants_segments(one.visit) for one in begun) and not published.prepare():
+        return None
+    stale = False
+
+    def check(_: View) -> tuple[None, None]:
+        nonlocal stale
+        stale = not room.reader.is_current(published)
+        return None, None
+
+    def guarded(work: Work[None]) -> Work[None]:
+        return lambda view: (None, None) if stale else work(view)
+
+    first, *rest = room.site.calls.group([check, *map(guarded, works)])
+    if isinstance(first, Exception):
+        raise first
+    if stale:
+        return None
+    done = iter(rest)
+    return [None if one.work is None else next(done) for one in begun]
 
 
 def _headers(sent: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:

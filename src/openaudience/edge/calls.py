@@ -8,94 +8,52 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
-from openaudience.calls.model import PLATFORM, Call, OptOut, Origin, Pair, Realized, Sent
+from openaudience.calls.model import PLATFORM, Call, OptOut, Origin, Pair, Realized
 from openaudience.calls.store import View, Work
 from openaudience.clock import Clock
 from openaudience.config import Settings
 from openaudience.edge import answers, codes, redirects
 from openaudience.edge.addresses import referer_allowed
 from openaudience.edge.answers import NOTARGET, OPT_OUT_SECONDS, Answer, Header
-from openaudience.edge.codes import Fault
-from openaudience.edge.consent import Consent, Verdict
-from openaudience.edge.declared import Declared, DeclaredId, declared, owner_of_first
+from openaudience.edge.consent import Consent
+from openaudience.edge.declared import DeclaredId, declared, owner_of_first
 from openaudience.edge.limiting import DenyList
-from openaudience.edge.partners import Partner, Source
+from openaudience.edge.partners import Partner, Partners, Source
 from openaudience.edge.published import Published, Reader
 from openaudience.edge.record import realized, record
 from openaudience.edge.request import Request
+from openaudience.edge.visit import Place, Stop, Visit
 from openaudience.errors import OpenAudienceError
 from openaudience.identity import ecid
 from openaudience.runs.site import Site
 from openaudience.vocabulary import IdKind
 
 _AAM_ID = re.compile(r"[0-9]{38}\Z")
+_DPID = re.compile(r"[1-9][0-9]{0,17}\Z")
 _COOKIE = re.compile(r"(?:^|;)\s*demdex=([^;]*)")
+SHARED_HOSTS = frozenset({"dpm", "www", "dcs-beta"})
+"""Labels of hosts that are no partner's own (section 0)."""
 _ORIGINS = {"event": Origin.EVENT, "ibs": Origin.IBS, "id": Origin.ID, "optout": Origin.EVENT}
 
 Finish = Callable[[], Answer]
 
 
-class Stop(Exception):
-    """The call ends here; its faults say why (RT-501)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """What a host stands for. ``label``: what stands before the edge domain, or None for another host."""
-
-    host: str
-    label: str | None
-
-
-@dataclass(slots=True)
-class Visit:
-    """A call while it is being decided."""
-
-    request: Request
-    headers: Mapping[str, str]
-    place: Place
-    secure: bool
-    now: datetime
-    published: Published
-    tid: str
-    partner: Partner | None = None
-    faults: list[Fault] = field(default_factory=list)
-    verdict: Verdict = field(default_factory=Verdict)
-    cookie: str | None = None
-    named: str | None = None
-    """The device that ``d_uuid`` or ``d_mid`` names."""
-    declared: Declared = field(default_factory=Declared)
-    traits: list[int] = field(default_factory=list)
-    sent: list[Sent] = field(default_factory=list)
-    uuid: str = ""
-    segments: list[int] = field(default_factory=list)
-
-    @property
-    def as_json(self) -> bool:
-        return self.request.endpoint == "id" or self.request.first("d_rtbd") == "json"
-
-    @property
-    def organisation(self) -> str | None:
-        """Under which the call's ECIDs stand (RT-110)."""
-        return None if self.partner is None else self.partner.org
-
-    def stop(self, fault: Fault) -> Stop:
-        """Notes a fault that ends the call."""
-        self.faults.append(fault)
-        return Stop()
-
-
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """A call of which everything is decided that needs nobody's data. ``work`` None: nothing else is to be decided."""
+    """A call of which everything is decided that needs nobody's data. ``work`` None: nothing else is to be decided.
+
+    ``finish`` gives the answer after the work; ``failed`` the one to give where anything went wrong.
+    """
 
     visit: Visit
     work: Work[None] | None
     finish: Finish
+    failed: Finish
 
 
 class Room:
@@ -134,7 +92,7 @@ class Room:
             self._read_device(visit)
             self._declare(visit)
             if self._provider_match(visit):
-                visit.faults.clear()
+                visit.faults = [fault for fault in visit.faults if fault not in visit.declared.faults]
             elif visit.declared.no_survivor and request.endpoint != "id" and not (visit.named or visit.cookie):
                 raise visit.stop(codes.no_valid_id())
             if request.endpoint == "event":
@@ -142,54 +100,57 @@ class Room:
         except Stop:
             if visit.verdict.refused and self._concerns_partner(visit):
                 return self._refused(visit)
-            return Begun(visit, None, lambda: self._stopped(visit))
+            return self._begun(visit, None)
 
         def work(view: View) -> tuple[Call | None, None]:
             return self._decide(visit, view), None
 
-        return Begun(visit, work, lambda: self._answer(visit))
+        return self._begun(visit, work, self._answer)
 
-    def known(self, place: Place) -> Partner | None:
-        """The partner of a host, as far as it is one's own."""
-        by_alias = self.reader.now().partners.by_alias
-        return by_alias.get(place.label or self.settings.default_partner.lower())
+    def whose(self, request: Request, place: Place, partners: Partners) -> Partner | None:
+        """The partner of a call: the host alone selects it (RT-001); on hosts that are nobody's the organisation
+        does, else the first declared ID (RT-514)."""
+        own = self._of_host(place, partners)
+        return own or partners.by_org.get(request.first("d_orgid") or "") or owner_of_first(request, partners)
+
+    def _of_host(self, place: Place, partners: Partners) -> Partner | None:
+        if place.label in SHARED_HOSTS:
+            return None
+        return partners.by_alias.get(place.label or "") or partners.by_alias.get(self.settings.default_partner.lower())
+
+    def _begun(self, visit: Visit, work: Work[None] | None, answer: Callable[[Visit], Answer] | None = None) -> Begun:
+        """``answer`` None: that of a call that stopped."""
+        return Begun(visit, work, partial(answer or self._stopped, visit), partial(self._failed, visit))
 
     # ---- steps 2 to 8 ------------------------------------------------------------------------------------------
 
     def _partner(self, visit: Visit) -> None:
-        """RT-514, RT-001: the host alone selects the partner."""
-        request, partners = visit.request, visit.published.partners
-        if not visit.place.host:
+        """RT-514."""
+        request, place, partners = visit.request, visit.place, visit.published.partners
+        if not place.host:
             raise visit.stop(codes.no_host())
+        # anybody's host will do for a sync (RT-707)
+        if place.label not in SHARED_HOSTS and request.endpoint != "ibs" and not self._of_host(place, partners):
+            raise visit.stop(codes.unknown_host(place.host))
+        visit.partner = self.whose(request, place, partners)
         org = request.first("d_orgid")
-        of_org = partners.by_org.get(org) if org else None
-        if org and of_org is None:
+        if org and org not in partners.by_org:
             raise visit.stop(codes.unknown_organisation(org))
-        label = visit.place.label
-        if label in ("dpm", "www", "dcs-beta"):
-            visit.partner = of_org or owner_of_first(request, partners)
-            return
-        partner = partners.by_alias.get(label) if label else None
-        if partner is None and self.settings.default_partner:
-            partner = partners.by_alias.get(self.settings.default_partner.lower())
-        if partner is None and request.endpoint != "ibs":
-            raise visit.stop(codes.unknown_host(visit.place.host))
-        visit.partner = partner or of_org or owner_of_first(request, partners)
 
     def _read_cookie(self, visit: Visit) -> None:
         """RT-603, RT-608, RT-1511."""
         found = _COOKIE.search(visit.headers.get("cookie", ""))
         value = found[1].strip(' "') if found else ""
-        if value == NOTARGET:
-            if visit.request.endpoint == "optout":
-                return
+        visit.marked = value == NOTARGET
+        if visit.marked and visit.request.endpoint != "optout":
             raise visit.stop(codes.opted_out(NOTARGET))
         if _AAM_ID.match(value) and not self._childlike(visit):
             visit.cookie = value
 
     @staticmethod
     def _childlike(visit: Visit) -> bool:
-        return visit.request.first("d_coppa") == "true"
+        """Cookies are neither read nor set (RT-608); only to opt out is everybody's right."""
+        return visit.request.first("d_coppa") == "true" and visit.request.endpoint != "optout"
 
     def _judge_consent(self, visit: Visit) -> None:
         """Section 18; 313 and 314 let the call go on."""
@@ -236,23 +197,27 @@ class Room:
 
     def _provider_match(self, visit: Visit) -> bool:
         """Whether a data provider asks for the device's ID alone (RT-712)."""
-        request = visit.request
-        if request.endpoint != "ibs" or visit.declared.count != 1 or visit.declared.ids:
-            return False
+        request, wanted = visit.request, visit.request.first("redir")
         names = ("dpuuid", "d_dpuuid", "d_cid", "d_cid_ic")
-        return all(request.first(name) is None for name in names) and self._provider_redirect(visit) is not None
-
-    def _provider_redirect(self, visit: Visit) -> str | None:
+        if request.endpoint != "ibs" or not wanted or any(request.first(name) is not None for name in names):
+            return False
         source = self._provider(visit)
-        return None if source is None else redirects.allowed(visit.request.first("redir") or "", source.redirect_hosts)
+        if source is None:
+            return False
+        if redirects.allowed(wanted, source.redirect_hosts) is None:
+            self._refuse(wanted)
+            return False
+        visit.asking = source
+        return True
 
-    @staticmethod
-    def _provider(visit: Visit) -> Source | None:
-        number = visit.request.first("dpid") or visit.request.first("d_dpid") or ""
-        if not (number.isascii() and number.isdigit() and len(number) < 19):
+    def _provider(self, visit: Visit) -> Source | None:
+        """The data source that ``dpid`` names alone."""
+        numbers = visit.request.all("dpid") + visit.request.all("d_dpid")
+        number = numbers[0] if len(numbers) == 1 else ""
+        source = visit.published.partners.sources.get(int(number)) if _DPID.match(number) else None
+        if source is None or not source.active or self.deny.source(source.dpid, source.code):
             return None
-        source = visit.published.partners.sources.get(int(number))
-        return source if source is not None and source.active and int(number) else None
+        return source
 
     def _match(self, visit: Visit) -> None:
         """Rules are matched before the transaction (design 2.7)."""
@@ -270,27 +235,20 @@ class Room:
             for one in visit.declared.ids:
                 if one.source.pid:
                     return one.source.pid
-            source = self._provider(visit)
-            if source is not None and source.pid:
-                return source.pid
+            if visit.asking is not None and visit.asking.pid:
+                return visit.asking.pid
         return None if visit.partner is None else visit.partner.pid
 
     def _decide(self, visit: Visit, view: View) -> Call | None:
         """Inside the transaction: the device, opt-outs, what is stored (RT-501, steps 9 to 11)."""
-        request, ids = visit.request, visit.declared.ids
-        pid = self._pid(visit)
+        request = visit.request
         sync = request.endpoint == "ibs"
         try:
-            others = len(ids) > 0
-            for one in visit.declared.denied:
-                if not others and not (visit.named or visit.cookie):
-                    raise visit.stop(codes.blocked_device(one.shown, only=True))
-                visit.faults.append(codes.blocked_device(one.shown, only=False))
-            if visit.named and (self.deny.seen(0, visit.named) or view.denied(0, visit.named)):
-                raise visit.stop(codes.blocked_device(visit.named, only=True))
-            ids = self._allowed(visit, view)
+            self._drop_denied(visit, view)
+            ids = visit.declared.ids
+            pid = self._pid(visit)
             uuid, presented = self._device(visit, view, ids, sync)
-            if not visit.named and uuid and (self.deny.seen(0, uuid) or view.denied(0, uuid)):
+            if uuid not in ("", visit.named, visit.cookie) and self._denied(view, uuid):
                 raise visit.stop(codes.blocked_profile(uuid, only=True))
             fresh = not uuid
             if fresh:
@@ -320,26 +278,50 @@ class Room:
             customers=customers,
             tid=visit.tid,
         )
-        if self._wants_segments(visit):
+        if self.wants_segments(visit):
             self._segment(visit, view, call)
         return call
 
-    def _allowed(self, visit: Visit, view: View) -> list[DeclaredId]:
-        """The declared IDs that another process did not put on the deny list since."""
+    def _drop_denied(self, visit: Visit, view: View) -> None:
+        """Step 9: the others go on; without any the call stops (RT-1602, RT-1603, RT-1426, RT-1427)."""
         kept: list[DeclaredId] = []
+        devices = list(visit.declared.denied)
         for one in visit.declared.ids:
-            if view.denied(one.source.dpid, one.id):
-                self.deny.refused(one.source.dpid, one.id)
-                device = one.source.kind is IdKind.DAID
-                visit.faults.append(
-                    codes.blocked_device(one.shown, only=False) if device else codes.blocked_id(one.shown)
-                )
-            else:
+            if not view.denied(one.source.dpid, one.id):
                 kept.append(one)
-        if visit.declared.ids and not kept and not (visit.named or visit.cookie) and visit.request.endpoint != "id":
+                continue
+            self.deny.refused(one.source.dpid, one.id)  # another process put it on the list since
+            if one.source.kind is IdKind.DAID:
+                devices.append(one)
+            else:
+                visit.faults.append(codes.blocked_id(one.shown))
+        only = not kept and not visit.named and not visit.cookie
+        visit.faults += [codes.blocked_device(one.shown, only=only) for one in devices]
+        if only and devices:
+            raise Stop
+        if only and visit.declared.ids and visit.request.endpoint != "id":
             raise visit.stop(codes.no_valid_id())
         visit.declared.ids = kept
-        return kept
+        if visit.named and self._denied(view, visit.named):
+            only = not kept and not visit.cookie
+            visit.faults.append(codes.blocked_device(visit.named, only=only))
+            if only:
+                raise Stop
+            visit.named = None
+        if visit.cookie and not visit.named and self._denied(view, visit.cookie):
+            visit.faults.append(codes.blocked_profile(visit.cookie, only=not kept))
+            if not kept:
+                raise Stop
+            visit.cookie = None
+
+    def _denied(self, view: View, uuid: str) -> bool:
+        """Counts a call with a device; whether it is on the deny list."""
+        if self.deny.seen(0, uuid):
+            return True
+        if view.denied(0, uuid):
+            self.deny.refused(0, uuid)
+            return True
+        return False
 
     def _device(self, visit: Visit, view: View, ids: list[DeclaredId], sync: bool) -> tuple[str, bool]:
         """The device of a call and whether the call presented it (RT-604, RT-605, RT-609); ('', …): a new one."""
@@ -360,18 +342,16 @@ class Room:
         return "", False
 
     def _check_optouts(self, visit: Visit, view: View, pid: int | None, uuid: str, ids: list[DeclaredId]) -> None:
-        """RT-1507: an opted-out device or ID stops the call."""
-        if uuid and view.opted_out(pid, 0, uuid):
+        """RT-1507: an opted-out device or ID stops the call: opted out for its partner, or for the owner of an ID."""
+        pids = dict.fromkeys([pid, *(one.source.pid for one in ids if one.source.pid)])
+        if uuid and any(view.opted_out(one, 0, uuid) for one in pids):
             raise visit.stop(codes.opted_out(uuid))
         for one in ids:
-            owner = one.source.pid or None
-            if view.opted_out(pid, one.source.dpid, one.id) or (
-                owner not in (None, pid) and view.opted_out(owner, one.source.dpid, one.id)
-            ):
+            if any(view.opted_out(of, one.source.dpid, one.id) for of in pids):
                 raise visit.stop(codes.opted_out(one.shown))
 
     @staticmethod
-    def _wants_segments(visit: Visit) -> bool:
+    def wants_segments(visit: Visit) -> bool:
         wanted = visit.request.first("d_cts") in ("1", "2")
         return wanted and visit.partner is not None and visit.partner.answers and visit.request.endpoint == "event"
 
@@ -390,14 +370,14 @@ class Room:
     def _opt_out(self, visit: Visit) -> Begun:
         """Section 15."""
         if visit.place.label == "www":
-            return Begun(visit, lambda view: (self._platform_optout(visit), None), lambda: self._notarget(visit))
+            return self._begun(visit, lambda view: (self._platform_optout(visit), None), self._notarget)
         self._read_device(visit)
         self._declare(visit)
         if visit.declared.no_survivor and not (visit.named or visit.cookie):
             raise visit.stop(codes.no_valid_id())
         if visit.partner is None:
             raise visit.stop(codes.unknown_host(visit.place.host))
-        return Begun(visit, lambda view: (self._partner_optout(visit, view), None), lambda: self._stopped(visit))
+        return self._begun(visit, lambda view: (self._partner_optout(visit, view), None))
 
     def _platform_optout(self, visit: Visit) -> Call | None:
         if visit.cookie is None:
@@ -417,6 +397,7 @@ class Room:
         pid = visit.partner.pid
         rows: dict[OptOut, str] = {}
         devices: list[str] = [visit.named] if visit.named else []
+        visit.faults += [codes.blocked_device(one.shown, only=False) for one in visit.declared.denied]
         for one in visit.declared.ids:
             rows[OptOut(pid, one.source.dpid, one.id)] = one.shown
             if not visit.named:
@@ -424,7 +405,7 @@ class Room:
                 devices.append(uuid or visit.cookie or new_uuid())
         if not rows and not devices and visit.cookie:
             devices.append(visit.cookie)
-        shown = list(rows.values()) or devices
+        shown = list(rows.values()) or devices or ([NOTARGET] if visit.marked else [])
         rows.update((OptOut(pid, 0, uuid), uuid) for uuid in devices)
         visit.faults += [codes.opted_out(one) for one in shown]
         return self._optout_call(visit, list(rows)) if rows else None
@@ -440,7 +421,7 @@ class Room:
         """Whether a refusal opts anybody out: not on the match host without an organisation (RT-1805)."""
         if visit.partner is None:
             return False
-        return visit.place.label not in ("dpm", "www", "dcs-beta") or bool(visit.request.first("d_orgid"))
+        return visit.place.label not in SHARED_HOSTS or bool(visit.request.first("d_orgid"))
 
     def _refused(self, visit: Visit) -> Begun:
         """RT-1805: every ID of the request is opted out for the partner, for good."""
@@ -460,7 +441,7 @@ class Room:
                 call = self._optout_call(visit, rows)
             return call, None
 
-        return Begun(visit, work, lambda: self._stopped(visit))
+        return self._begun(visit, work)
 
     # ---- step 12 -----------------------------------------------------------------------------------------------
 
@@ -473,17 +454,21 @@ class Room:
                 return answers.redirect(target)
         return answers.stopped(visit.faults, visit.tid, as_json=visit.as_json, callback=request.first("d_cb"))
 
+    def _failed(self, visit: Visit) -> Answer:
+        """RT-1400."""
+        visit.faults = [codes.unspecified()]
+        return self._stopped(visit)
+
     def _answer(self, visit: Visit) -> Answer:
         if any(fault.stops for fault in visit.faults):
             return self._stopped(visit)
-        request = visit.request
         answer = self._content(visit)
         # a caller who names the device keeps the cookie of its own browser (RT-606)
         unasked = not visit.named or visit.cookie is None
         if unasked and not self._childlike(visit):
             seconds = self.settings.cookie_days * 86_400
             answer.headers.append(self._cookie(visit, "demdex", visit.uuid, seconds))
-        return answer if request.endpoint else Answer()
+        return answer
 
     def _content(self, visit: Visit) -> Answer:
         request = visit.request
@@ -505,7 +490,7 @@ class Room:
             document["u"] = visit.uuid
         if request.first("d_dst") == "1":
             document["dests"] = []
-        if self._wants_segments(visit):
+        if self.wants_segments(visit):
             segments = visit.segments
             if request.first("d_cts") == "1":
                 known = visit.published.partners.audiences.segments
@@ -532,11 +517,9 @@ class Room:
     def _sync_redirect(self, visit: Visit) -> str | None:
         """RT-703 … RT-705, RT-712."""
         wanted = visit.request.first("redir")
-        if not wanted:
+        sources = [visit.asking] if visit.asking else [one.source for one in visit.declared.ids]
+        if not wanted or not sources:
             return None
-        sources = [one.source for one in visit.declared.ids] or [
-            source for source in [self._provider(visit)] if source is not None
-        ]
         for source in sources:
             target = redirects.allowed(wanted, source.redirect_hosts)
             if target is not None:

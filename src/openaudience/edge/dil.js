@@ -92,14 +92,11 @@
     return value === null ? pick(pairs, encode(name)) : value;
   }
 
-  /** Where the browser refuses the domain (an IP address, a foreign site), the cookie is for this host alone. */
   function writeCookie(name, value, days, path, domain, secure) {
-    var text = name + "=" + value + ";expires=" + new Date(Date.now() + days * 864e5).toUTCString() +
-      ";path=" + path + (secure ? ";secure" : "");
     attempt(function () {
       if (/[\s;=,]/.test(name)) { return; }
-      doc.cookie = text + ";domain=" + domain;
-      if (readCookie(name) !== value) { doc.cookie = text; }
+      doc.cookie = name + "=" + value + ";expires=" + new Date(Date.now() + days * 864e5).toUTCString() +
+        ";path=" + path + ";domain=" + domain + (secure ? ";secure" : "");
     });
   }
 

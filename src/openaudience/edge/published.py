@@ -7,6 +7,7 @@ from openaudience.edge.partners import Desk, Partners
 from openaudience.edge.visitors import Visitors
 from openaudience.errors import SystemFailure
 from openaudience.identity.keys import key
+from openaudience.runs.loads import loads_in_force
 from openaudience.runs.membership import Definitions
 from openaudience.runs.site import Site
 from openaudience.runs.world import DEVICES, World, as_of
@@ -23,17 +24,22 @@ class Published:
         self.world = World.of(site.generations, generation)
         self._visitors: Visitors | None = None
 
+    def prepare(self) -> bool:
+        """Makes ready for calls that ask for segments; False if another generation is published by now."""
+        if self._visitors is None:
+            with self._site.looking() as (session, generation, _):
+                if generation.number != self.generation.number:
+                    return False
+                loads = loads_in_force(session, self._site.name)
+            self._visitors = Visitors(
+                self._site, self.world, loads, Definitions(self.partners.audiences), as_of(self.generation)
+            )
+        return True
+
     @property
     def visitors(self) -> Visitors:
-        """Who judges visitors by it; made when the first call asks for segments."""
-        if self._visitors is None:
-            self._visitors = Visitors(
-                self._site,
-                self.world,
-                self._site.loads(),
-                Definitions(self.partners.audiences),
-                as_of(self.generation),
-            )
+        """Who judges visitors by it; after ``prepare``."""
+        assert self._visitors is not None
         return self._visitors
 
     def device_of(self, view: View, dpid: int, id: str) -> str | None:
@@ -55,6 +61,10 @@ class Reader:
         self._site = site
         self._desk = Desk(site)
         self._now: Published | None = None
+
+    def is_current(self, published: Published) -> bool:
+        """Whether a state's index is still the published one."""
+        return self._site.generations.current_number() == published.generation.number
 
     def now(self) -> Published:
         """Asks one small file and one row of the catalog, and reads the rest only where they changed.

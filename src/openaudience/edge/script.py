@@ -59,6 +59,8 @@ def script(domain: str, gzipped: bool = False) -> tuple[bytes, dict[str, str]]:
         "Cache-Control": f"public, max-age={MAX_AGE}",
         "ETag": f'"{hashlib.sha256(body).hexdigest()[:32]}"',
         "Vary": "Accept-Encoding",
+        # pages that check its hash (integrity) have to ask for it with CORS
+        "Access-Control-Allow-Origin": "*",
     }
     if gzipped:
         headers["Content-Encoding"] = "gzip"

@@ -205,6 +205,7 @@ class _Visit:
         self._now = now
         self._profiles: dict[tuple[int, str], _Profile] = {}
         self._sets: dict[int, list[_Profile]] = {}
+        self._mapped: dict[tuple[int, str], dict[str, None]] = {}
         self._sure: dict[tuple[int, Term], bool | None] = {}
         self._true: dict[tuple[int, Term], bool] = {}
         self._lives: dict[tuple[int, str, int], bool] = {}
@@ -405,18 +406,28 @@ class _Visit:
     def _pushed_out(self, device: _Profile, dpid: int, id: str) -> bool:
         """Whether too many other devices were mapped to a customer since the device was (RT-308)."""
         customer = self._profile(dpid, id)
-        came = _devices(customer)
-        return any(uuid != device.id for uuid in came) and device.id not in self._devices_of(customer)
+        if all(call.uuid == device.id for call in customer.calls):
+            return False
+        return device.id not in self._devices_of(customer)
 
     def _devices_of(self, customer: _Profile) -> dict[str, None]:
         """The devices mapped to a customer, by last sync, oldest first."""
+        order = self._mapped.get((customer.namespace, customer.id))
+        if order is None:
+            order = self._mapped[customer.namespace, customer.id] = self._read_devices(customer)
+        return order
+
+    def _read_devices(self, customer: _Profile) -> dict[str, None]:
         order: dict[str, None] = {}
         if customer.ordinal >= 0:
             _, devices, last = self._world.links(customer.namespace).devices(_one(customer.ordinal))
             names = self._world.ids(DEVICES)
             order = {names.name(int(devices[at])).decode(): None for at in np.argsort(last, kind="stable")}
-        for uuid in _devices(customer):
-            _renew(order, uuid)
+        pair = customer.namespace, customer.id
+        for call in customer.calls:
+            if not any((one.dpid, one.id) == pair for one in call.pairs):
+                continue
+            _renew(order, call.uuid)
             if len(order) > self._visitors.limits.devices_per_customer:
                 del order[next(iter(order))]
         return order
@@ -462,12 +473,6 @@ def _pairs(device: _Profile, dpid: int) -> list[tuple[str, bool]]:
         for pair in call.pairs
         if pair.dpid == dpid
     ]
-
-
-def _devices(customer: _Profile) -> list[str]:
-    """The devices that calls mapped to a customer, oldest first."""
-    pair = customer.namespace, customer.id
-    return [call.uuid for call in customer.calls if any((one.dpid, one.id) == pair for one in call.pairs)]
 
 
 def _renew(order: dict[str, None], id: str) -> None:

@@ -152,7 +152,7 @@ class Audience:
         if self.key.dpid in GLOBAL_SOURCES and not self.destination.accepts_device_ids:
             return BitMap()  # OB-18
         if self.key.by_device:
-            users = users & self.look.world.known()  # OB-51: no provisional devices
+            users = (users & self.look.world.known()) - self.look.world.provisional()  # OB-51
         if self._active is not None:
             users = users & self._active
         return self._sampled(users) if self.destination.sample > 1 else users

@@ -19,7 +19,7 @@ from openaudience.errors import OpenAudienceError, StoreUnavailable
 from openaudience.runs import faults
 from openaudience.runs.applying import OWN_DEVICE, utc
 from openaudience.runs.deciding import Decision
-from openaudience.runs.draining import Drain, drain, waiting_calls
+from openaudience.runs.draining import drain
 from openaudience.runs.dropping import SET_ASIDE, Waiting, waiting_groups
 from openaudience.runs.files import Reader
 from openaudience.runs.loads import Load, decided_loads
@@ -187,13 +187,7 @@ class Applier:
 
     def drain(self, lease: Lease) -> int:
         """Brings all calls that were answered so far into the tables (design 2.7); gives how many there were."""
-        if not waiting_calls(self.site):
-            return 0
-        return drain(self.site, self.memberships, self.settler, lease, self._commit_drain)
-
-    def _commit_drain(self, one: Drain) -> None:
-        self.commit_rows(one.rows.finish())
-        self.write_manifest(one.draft, one.at)
+        return drain(self.site, self.memberships, self.settler, lease, self.commit_rows, self.write_manifest)
 
     # ---- upkeep ----------------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from sqlalchemy import create_engine, select
 from sqlalchemy.orm import Session
 
+from openaudience.calls.opening import FILE as CALLS
 from openaudience.catalog.base import sqlite_url
 from openaudience.catalog.exports import ExportBaselineRow
 from openaudience.catalog.ledger import FileRow
@@ -96,7 +97,8 @@ def restore(folder: Path, home: Path) -> None:
     restore_tree(folder, home, {name.split("/")[0] for name in contents.files} - {KEYS})
     with storing(home):
         # it holds hashes of passwords
-        (home / CATALOG).chmod(0o600)
+        for file in (home / CATALOG, *home.glob(f"*/{CALLS}")):
+            file.chmod(0o600)
     with storing(home):
         (home / KEYS).mkdir(mode=0o700)
         (home / KEYS / "pgp").mkdir(mode=0o700)
@@ -151,6 +153,10 @@ def _collect(home: Home, staging: Path) -> dict[str, str | int | None]:
             for name in LINKED:
                 copy_tree(site.folder / name, target / name, _files(site.folder / name), link=True)
             copy_tree(site.folder, target, [*waiting[site.name], *_baselines(staging / CATALOG, site)], link=True)
+            # after the catalog: what that takes for drained is drained, and calls answered since are more, never less
+            with storing(target):
+                target.mkdir(parents=True, exist_ok=True)
+            site.calls.backup(target / CALLS)
     copy_file(home.path / SETTINGS, staging / SETTINGS)
     with storing(staging):
         (staging / KEYS).mkdir(mode=0o700)

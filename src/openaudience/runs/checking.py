@@ -502,7 +502,7 @@ class _Check:
             for ords in self._ranges(namespace):
                 facts = (
                     tables.scan("realizations", namespace, ords=ords, loads=mine)
-                    .select("ord", "sid", "load", "op", "line")
+                    .select("ord", "sid", "load", "op", "line", "first_at", "last_at")
                     .collect()
                 )
                 touches = tables.scan("touches", namespace, ords=ords, loads=mine).select("ord", "load").collect()

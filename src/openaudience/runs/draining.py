@@ -25,7 +25,7 @@ from openaudience.identity.mappings import LinkLimits, link
 from openaudience.ordinals import bitmap_of
 from openaudience.profiles.index import STORED, TOUCHED, changes, joined_key
 from openaudience.runs import faults
-from openaudience.runs.applying import FileApplication, instants, limits_of, order_keys
+from openaudience.runs.applying import FileApplication, limits_of, order_keys
 from openaudience.runs.dictionary import Dictionaries
 from openaudience.runs.loads import BY_CALL, CALLS, PROVISIONAL, Load
 from openaudience.runs.membership import Judged, Memberships, Touched
@@ -34,7 +34,7 @@ from openaudience.runs.settling import Plan, Settler
 from openaudience.runs.site import DAY, LOADS, POSITIONS, Lease, Site
 from openaudience.runs.upkeep import expired, take_out
 from openaudience.runs.world import DEVICES, Draft, World
-from openaudience.store.parts import RowCollection
+from openaudience.store.parts import Part, RowCollection
 from openaudience.vocabulary import IdKind
 
 DRAINED = "drained"
@@ -95,12 +95,13 @@ class _Told:
 
     realized: dict[tuple[str, int], list[int]] = field(default_factory=dict)
     """(ID, sid) → n, first, last (UTC seconds)."""
-    touched: dict[str, bool] = field(default_factory=dict)
-    """ID → whether a call presented it; customer IDs in state 1 always."""
+    touched: dict[str, tuple[bool, int]] = field(default_factory=dict)
+    """ID → whether a call presented it (customer IDs in state 1 always), and the last call's instant."""
     first: int = 0
 
     def touch(self, id: str, presented: bool, at: int) -> None:
-        self.touched[id] = presented or self.touched.get(id, False)
+        before, last = self.touched.get(id, (False, at))
+        self.touched[id] = presented or before, max(at, last)
         self.first = min(self.first or at, at)
 
     def realize(self, id: str, sid: int, at: int) -> None:
@@ -175,7 +176,11 @@ class Drain:
         self.draft.drained = self.upto
 
     def judge(self) -> None:
-        """Evaluates segments for the profiles that the calls changed (QL-902, QL-904)."""
+        """Evaluates segments for the profiles that the calls changed (QL-902, QL-904).
+
+        Realisations are counted in the tables, so the rows of the portion have to be there already.
+        """
+        self.rows = RowCollection(self._staging)
         self._touched.logins = [
             (call.pid, tuple((one.dpid, self._ords[one.dpid][one.id]) for one in call.customers))
             for call in self._calls
@@ -378,22 +383,22 @@ class Drain:
         for ordinal, sid, *_ in rows:
             joined.setdefault(sid, []).append(ordinal)
         bitmaps = {sid: BitMap(some) for sid, some in joined.items()}
-        touched = sorted((ords[id], presented) for id, presented in told.touched.items())
-        kinds = [_kind(namespace, *one, known, provisional) for one in touched]
+        touched = sorted((ords[id], *one) for id, one in told.touched.items())
+        kinds = [_kind(namespace, ordinal, presented, known, provisional) for ordinal, presented, _ in touched]
         self.rows.add(
             "touches",
             namespace,
             pa.table(
                 {
-                    "ord": np.array([ordinal for ordinal, _ in touched], np.int64),
+                    "ord": np.array([ordinal for ordinal, *_ in touched], np.int64),
                     "load": np.full(len(touched), load.load, np.int64),
                     "kind": np.array(kinds, np.int8),
-                    "at": instants(len(touched), self.at),
+                    "at": _seconds(last for *_, last in touched),
                 }
             ),
         )
         stored = BitMap(row[0] for row in rows)
-        everybody = BitMap(ordinal for ordinal, _ in touched)
+        everybody = BitMap(ordinal for ordinal, *_ in touched)
         self.draft.put_load(
             load.load,
             {**{joined_key(sid): some for sid, some in bitmaps.items()}, TOUCHED: everybody, STORED: stored},
@@ -404,7 +409,7 @@ class Drain:
         if self._memberships.definitions().by_activity:
             self._touched.profile(namespace, everybody)
         if namespace == DEVICES:
-            for (ordinal, _), kind in zip(touched, kinds, strict=True):
+            for (ordinal, *_), kind in zip(touched, kinds, strict=True):
                 devices[ordinal] = kind == BY_CALL or devices.get(ordinal, False)
 
     def _know(self, devices: dict[int, bool], known: BitMap, provisional: BitMap) -> None:
@@ -459,8 +464,15 @@ def _seconds(at: Iterable[int]) -> pa.Array:
     return pa.array(micros, pa.int64()).cast(pa.timestamp("us", tz="UTC"))
 
 
-def drain(site: Site, memberships: Memberships, settler: Settler, lease: Lease, commit: Callable[[Drain], None]) -> int:
-    """Brings all answered calls into the tables; gives how many. ``commit``: the applier's steps 6 and 7."""
+def drain(
+    site: Site,
+    memberships: Memberships,
+    settler: Settler,
+    lease: Lease,
+    commit: Callable[[Iterable[Part]], None],
+    write: Callable[[Draft, int], None],
+) -> int:
+    """Brings all answered calls into the tables; gives how many. ``commit``, ``write``: the applier's steps 6 and 7."""
     if site.beta:
         return 0
     done = drained_calls(site)
@@ -471,9 +483,12 @@ def drain(site: Site, memberships: Memberships, settler: Settler, lease: Lease, 
         some = portion(calls, watched, cut=portions < MOST_PORTIONS)
         one = Drain(site, memberships, calls[:some])
         one.apply()
-        one.judge()
         faults.reach("drain.applied")
-        commit(one)
+        commit(one.rows.finish())
+        one.judge()
+        faults.reach("drain.judged")
+        commit(one.rows.finish())
+        write(one.draft, one.at)
         with site.writing() as session:
             lease.check(session)
             one.decide(session, Plan(generation=one.draft.number), settler)

@@ -7,16 +7,18 @@ ever, so no file run again, and no call, can bring it back.
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 from pyroaring import BitMap
 from sqlalchemy import select, update
+from sqlalchemy.orm import Session
 
-from openaudience.catalog.ledger import LoadRow
+from openaudience.catalog.ledger import FileRow, LoadRow, MailRow, ReceiptRow
 from openaudience.identity.ids import IdIndex, Layer, order_of, renamed
 from openaudience.identity.keys import erased, key
 from openaudience.identity.mappings import unlink
@@ -24,6 +26,7 @@ from openaudience.ordinals import bitmap_of, ordinals_of
 from openaudience.runs.applier import Applier
 from openaudience.runs.dictionary import folded_keys
 from openaudience.runs.loads import GONE, IS_GONE
+from openaudience.runs.outcome import decoded
 from openaudience.runs.settling import Plan
 from openaudience.runs.site import DAY, Lease, Site
 from openaudience.runs.upkeep import expired, take_out
@@ -71,7 +74,7 @@ def erase(site: Site, applier: Applier, lease: Lease, owed: Owed) -> dict[str, i
         for one in _deletions(site, DELETED)
         if not (one.gone & owed.get(one.namespace, BitMap())) or one.at + MOST_DAYS * DAY <= site.now()
     ]
-    counts = dict.fromkeys(("ids", "links", "realizations", "touches", "memberships", "calls"), 0)
+    counts = dict.fromkeys(("ids", "links", "realizations", "touches", "memberships", "calls", "receipts"), 0)
     if not ready:
         return counts
     base, world = site.current()
@@ -103,10 +106,20 @@ def erase(site: Site, applier: Applier, lease: Lease, owed: Owed) -> dict[str, i
             .where(LoadRow.environment == site.name, LoadRow.load.in_([one.load for one in ready]))
             .values(event=ERASED)
         )
+        counts["receipts"] = _erase_hints(session, site, {text for _, text in named})
         applier.settler.decide(session, Plan(generation=draft.number), at)
     applier.after_decision()
     shutil.rmtree(site.environment.work / "erase", ignore_errors=True)
     return counts
+
+
+def erase_awaited(site: Site, owed: Callable[[], Owed]) -> None:
+    """``erase`` by hand, if anything deleted is still there."""
+    if not site.beta and awaited(site):
+        with Lease(site) as lease:
+            applier = Applier(site)
+            applier.settler.tidy()
+            erase(site, applier, lease, owed())
 
 
 def _deletions(site: Site, event: str) -> list[_Deletion]:
@@ -129,6 +142,31 @@ def _together(deletions: list[_Deletion]) -> dict[int, BitMap]:
     for one in deletions:
         by_namespace[one.namespace] = by_namespace.get(one.namespace, BitMap()) | one.gone
     return by_namespace
+
+
+def _erase_hints(session: Session, site: Site, texts: set[str]) -> int:
+    """Takes IDs out of the case help of receipts, of their mails and of the ledger (IN-64); gives how many receipts."""
+    count = 0
+    # as JSON has it: a list of pairs that is not empty
+    query = select(ReceiptRow).where(ReceiptRow.environment == site.name, ReceiptRow.document.contains('"pairs": [['))
+    for row in session.scalars(query) if texts else ():
+        document = json.loads(row.document)
+        pairs = document["case_help"]["pairs"]
+        kept = [pair for pair in pairs if texts.isdisjoint(pair)]
+        if len(kept) == len(pairs):
+            continue
+        count += 1
+        document["case_help"]["pairs"] = kept
+        row.document = json.dumps(document)
+        for mail in session.scalars(select(MailRow).where(MailRow.receipt == row.receipt)):
+            for sent, known in pairs:
+                if {sent, known} & texts:
+                    mail.body = mail.body.replace(f"{sent} ~ {known}", "***")
+        for file in session.scalars(select(FileRow).where(FileRow.job == row.job, FileRow.outcome.is_not(None))):
+            outcome = decoded(file.outcome)
+            outcome.case_pairs = [pair for pair in outcome.case_pairs if texts.isdisjoint(pair)]
+            file.outcome = outcome.encoded()
+    return count
 
 
 def _erase_rows(site: Site, namespace: int, gone: BitMap, counts: dict[str, int]) -> None:

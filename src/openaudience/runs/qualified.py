@@ -27,6 +27,8 @@ from openaudience.vocabulary import UUID_DPID
 
 ACTIVE_AUDIENCE = "ACTIVE_AUDIENCE_TRAIT"
 SYNCED = "DATA_SOURCE_SYNCED_TRAIT"
+FEW = 20_000
+"""Of up to so many profiles the counts of all traits are read at once and kept."""
 ACTIVE_DAYS = 120
 """A device counts as active so long after its last activity (QL-205)."""
 
@@ -75,6 +77,8 @@ class WorldQualified:
         self._gone = gone or {}
         self._without = without
         self._known: dict[tuple[int, int], BitMap] = {}
+        self._few: dict[int, tuple[BitMap, pl.DataFrame]] = {}
+        """By namespace the few profiles whose counted realisations were read, and these."""
 
     def namespaces(self) -> Sequence[int]:
         """Namespaces that hold qualifications, ascending; devices always."""
@@ -95,6 +99,7 @@ class WorldQualified:
     def forget(self) -> None:
         """Gives the memory of all answers back."""
         self._known.clear()
+        self._few.clear()
 
     def expand(self, sid: int) -> Collection[int]:
         """The traits a FREQUENCY counts for ``sid`` (QL-812)."""
@@ -205,28 +210,46 @@ class WorldQualified:
         return found
 
     def _folded(self, namespace: int, sid: int, alive: BitMap) -> list[tuple[BitMap, int, int]]:
-        """Realisations of a rule-based trait by day, from its facts; none before the profile's stay began (QL-512)."""
-        terms = self._site.terms()
-        folder = Folder(self._site.tables, self._site.rulebook, self._all_loads, terms.ttl, terms.dead_before)
-        held = folder.held(namespace, self._now, profiles=alive, sids=[sid])
-        began = pl.DataFrame({"ord": held.ord, "first": held.first})
-        instants = pl.DataFrame(
-            {"load": [load.load for load in self._loads], "load_at": [load.at for load in self._loads]},
-            schema={"load": pl.Int64, "load_at": pl.Int64},
-        )
-        rows = (
-            self._site.tables.scan("realizations", namespace, ords=(alive.min(), alive.max()))
-            .filter((pl.col("sid") == sid) & (pl.col("op") > 0))
-            .select("ord", "load", "n", pl.col("last_at").dt.epoch("s").alias("at"))
-            .collect()
-            .join(instants, on="load")
-            .join(began, on="ord")
-            .with_columns(pl.coalesce("at", "load_at").alias("at"))
-            .filter(pl.col("at") >= pl.col("first"))
-            .group_by("ord", (pl.col("at") // DAY).alias("day"))
-            .agg(pl.col("n").sum())
-        )
+        """Realisations of a rule-based trait by day, from its facts."""
+        if len(alive) > FEW:
+            rows = self._counted(namespace, [sid], alive)
+        else:
+            covered, rows = self._few.get(namespace, (BitMap(), pl.DataFrame()))
+            if not alive <= covered:
+                # all that these profiles hold at once: the next trait, plane and segment ask for the same few
+                covered = covered | alive if len(covered) + len(alive) <= FEW else alive
+                rows = self._counted(namespace, None, covered)
+                self._few[namespace] = covered, rows
+            rows = rows.filter((pl.col("sid") == sid) & pl.col("ord").is_in(ordinals_of(alive).tolist()))
         return [
             (bitmap_of(some["ord"].to_numpy()), int(str(day)), int(str(n)))
             for (day, n), some in rows.group_by(["day", "n"])
         ]
+
+    def _counted(self, namespace: int, sids: Collection[int] | None, profiles: BitMap) -> pl.DataFrame:
+        """ord, sid, day, n of traits (all that are counted if None); none before a profile's stay began (QL-512)."""
+        terms = self._site.terms()
+        if sids is None:
+            sids = [sid for sid in terms.ttl if not self.fixed(sid)]
+        folder = Folder(self._site.tables, self._site.rulebook, self._all_loads, terms.ttl, terms.dead_before)
+        held = folder.held(namespace, self._now, profiles=profiles, sids=sids)
+        began = pl.DataFrame(
+            {"ord": held.ord, "sid": held.sid, "first": held.first},
+            schema={"ord": pl.Int64, "sid": pl.Int64, "first": pl.Int64},
+        )
+        instants = pl.DataFrame(
+            {"load": [load.load for load in self._loads], "load_at": [load.at for load in self._loads]},
+            schema={"load": pl.Int64, "load_at": pl.Int64},
+        )
+        return (
+            self._site.tables.scan("realizations", namespace, ords=(profiles.min(), profiles.max()))
+            .filter(pl.col("sid").is_in(list(sids)) & (pl.col("op") > 0))
+            .select("ord", pl.col("sid").cast(pl.Int64), "load", "n", pl.col("last_at").dt.epoch("s").alias("at"))
+            .collect()
+            .join(instants, on="load")
+            .join(began, on=["ord", "sid"])
+            .with_columns(pl.coalesce("at", "load_at").alias("at"))
+            .filter(pl.col("at") >= pl.col("first"))
+            .group_by("ord", "sid", (pl.col("at") // DAY).alias("day"))
+            .agg(pl.col("n").sum())
+        )

@@ -16,6 +16,7 @@ from openaudience.edge.consent import Consent
 from openaudience.errors import OpenAudienceError, StoreUnavailable, SystemFailure
 from openaudience.home import Home
 from openaudience.runs.site import Site
+from openaudience.serve.figures import FIGURES
 from openaudience.serve.life import Life
 from openaudience.serve.logs import described
 from openaudience.serve.state import FOLDER, Listening
@@ -108,6 +109,6 @@ def _tell(home: Home, part: str, application: Edge, rooms: dict[str, Room]) -> N
         "colons": {name: room.colons for name, room in rooms.items()},
     }
     try:
-        replace_text(home.path / FOLDER / f"figures-{part}.json", json.dumps(document))
+        replace_text(home.path / FOLDER / f"{part}{FIGURES}", json.dumps(document))
     except StoreUnavailable:
         return  # the figures of five seconds later do as well

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from sqlalchemy import func, select
@@ -21,7 +24,7 @@ from openaudience.home import Home
 from openaudience.runs.receipts import decoded
 from openaudience.serve.parts import enabled
 from openaudience.serve.readiness import free_bytes
-from openaudience.serve.state import states
+from openaudience.serve.state import FOLDER, states
 
 RECEIPTS_AT_ONCE = 500
 CLASSES = {
@@ -34,6 +37,9 @@ CLASSES = {
     "no_trait_realized": "no_trait_realized",
 }
 """Classes of records, each with its field of the receipt (IN-80)."""
+
+FIGURES = ".figures"
+"""End of the names of files in which edge processes tell what they have done since they started."""
 
 Labels = tuple[str, str]
 
@@ -117,6 +123,40 @@ class Figures(Collector):
             self._records.update(records)
         return len(rows) == RECEIPTS_AT_ONCE
 
+    def _calls(self) -> Iterable[Metric]:
+        """The edge: calls, their codes, how long answers took; all since each process started (OP-41)."""
+        edges = _edges(self._home)
+        calls = Counter({(part,): told["calls"] for part, told in edges.items()})
+        yield _counter("openaudience_calls", "Calls answered.", ("part",), calls)
+        stored = Counter({(part,): told["stored"] for part, told in edges.items()})
+        yield _counter(
+            "openaudience_calls_decided", "Calls that were not stopped before their data.", ("part",), stored
+        )
+        found: Counter[Labels] = Counter()
+        for part, told in edges.items():
+            found.update({(part, code): count for code, count in told["errors"].items()})
+        yield _counter("openaudience_call_errors", "Calls by error code.", ("part", "code"), found)
+        refused: Counter[Labels] = Counter()
+        hosts: Counter[Labels] = Counter()
+        colons: Counter[Labels] = Counter()
+        for part, told in edges.items():
+            refused.update({(part, status): count for status, count in told["refused"].items()})
+            for environment, by_host in told["redirects_refused"].items():
+                hosts.update({(environment, host): count for host, count in by_host.items()})
+            colons.update({(part, environment): count for environment, count in told["colons"].items()})
+        yield _counter("openaudience_calls_refused", "Calls by status that were not read.", ("part", "status"), refused)
+        yield _counter(
+            "openaudience_redirects_refused", "Redirects to hosts on no list.", ("environment", "host"), hosts
+        )
+        yield _counter(
+            "openaudience_ids_with_colon", "IDs with a colon, which no file can name.", ("part", "environment"), colons
+        )
+        latency = HistogramMetricFamily("openaudience_call_seconds", "Time to an answer.", labels=["part"])
+        for part, told in edges.items():
+            buckets = [(bound, count) for bound, count in told["within"].items()]
+            latency.add_metric([part], [*buckets, ("+Inf", told["calls"])], told["seconds"])
+        yield latency
+
     def collect(self) -> Iterable[Metric]:
         with self._lock:
             numbers = self._numbers
@@ -140,6 +180,7 @@ class Figures(Collector):
             ("environment", "destination"),
             numbers.lag,
         )
+        yield from self._calls()
         living = states(self._home.path)
         up = {(part,): sum(state.part == part for state in living) for part in enabled(self._home.settings)}
         yield _gauge("openaudience_part_up", "Processes of a part that are alive.", ("part",), up)
@@ -153,6 +194,15 @@ class Figures(Collector):
         )
 
 
+def _edges(home: Home) -> dict[str, dict[str, Any]]:
+    """What each edge process told last, by part."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted((home.path / FOLDER).glob(f"*{FIGURES}")):
+        with suppress(OSError, ValueError):
+            found[path.name.removesuffix(FIGURES)] = json.loads(path.read_text("utf-8"))
+    return found
+
+
 def _gauge(name: str, text: str, labels: Sequence[str], values: dict[Labels, int] | dict[tuple[str], int]) -> Metric:
     family = GaugeMetricFamily(name, text, labels=labels)
     for key, value in values.items():
@@ -160,7 +210,7 @@ def _gauge(name: str, text: str, labels: Sequence[str], values: dict[Labels, int
     return family
 
 
-def _counter(name: str, text: str, labels: Sequence[str], values: Counter[Labels]) -> Metric:
+def _counter(name: str, text: str, labels: Sequence[str], values: Counter[Labels] | Counter[tuple[str]]) -> Metric:
     family = CounterMetricFamily(name, text, labels=labels)
     for key, value in values.items():
         family.add_metric(key, value)

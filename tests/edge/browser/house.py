@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_plus
 
+import pytest
+
 from openaudience.edge.script import script
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
+PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 EDGE = "edge.test"
 UUID = "31415926535897932384260338327950288419"
 PIXEL = bytes.fromhex("47494638396101000100800000000000ffffff21f90401000000002c00000000010001000002024401003b")
@@ -89,12 +94,34 @@ class House:
         self.pages[path] = f"<!DOCTYPE html><html><head><title>x</title>{tag}{head}</head><body>{body}</body></html>"
 
 
-def until(page: Page, condition: Callable[[], bool], what: str = "", seconds: float = 6.0) -> None:
+@contextmanager
+def chromium(port: int) -> Iterator[Browser]:
+    """A browser for which every name under ``.test`` is that port of this machine, and no other name exists."""
+    driver = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if PROGRAM is None:
+        pytest.skip("chromium is not installed")
+    arguments = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        f"--host-resolver-rules=MAP *.test 127.0.0.1:{port},MAP 127.0.0.1 127.0.0.1:{port},MAP * ~NOTFOUND",
+    ]
+    with driver.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=PROGRAM, args=arguments)
+        yield browser
+        browser.close()
+
+
+def until(page: Page, condition: Callable[[], bool], what: str = "", seconds: float = 20.0) -> None:
     """Lets the page run until a condition holds. Raises AssertionError."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain for {what or condition}"
-        page.wait_for_timeout(10)
+        page.wait_for_timeout(25)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -111,7 +138,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         for name, value in (headers or {}).items():
             self.send_header(name, value)
-        if origin := self.headers.get("Origin"):
+        if (origin := self.headers.get("Origin")) and "Access-Control-Allow-Origin" not in (headers or {}):
             self.send_header("Access-Control-Allow-Origin", origin)
             self.send_header("Access-Control-Allow-Credentials", "true")
         self.end_headers()
@@ -140,6 +167,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, call: Call) -> None:
         house = self.house
+        if call.path == "/nothing":
+            self._send(404, "text/plain", b"nothing")
+            return
         if call.path != "/event":
             self._send(200, "image/gif", PIXEL)
             return

@@ -130,6 +130,20 @@ def test_one_call_waits_for_the_answer_of_the_other(house: House, page: Page) ->
     assert [call.get("d_uuid") for call in house.events] == [None, UUID, UUID]
 
 
+def test_an_edge_that_does_not_answer_holds_nobody_for_ever(house: House, page: Page) -> None:
+    house.gate.clear()
+    page.clock.install()
+    visit(house, page, CREATE)
+    page.evaluate("[1, 2].forEach(function (n) { DIL.getDil('acme').api.signals({c_n: n}).submit(); })")
+    page.clock.run_for(9_900)
+    until(page, lambda: len(house.events) == 1)
+    page.clock.run_for(200)
+    until(page, lambda: len(house.events) == 2)
+    assert "Event: no answer in time, going on" in page.evaluate("DIL.getDil('acme').api.getEventLog()")
+    house.gate.set()
+    until(page, lambda: page.evaluate("DIL.getDil('acme').api.getState().uuid") == UUID)
+
+
 @pytest.mark.rule("RT-1732")
 def test_what_still_waits_leaves_with_the_page(house: House, page: Page) -> None:
     house.gate.clear()
@@ -237,7 +251,7 @@ def test_the_first_party_cookie_as_configured_or_not_at_all(house: House, contex
     assert [call.get("d_uuid") for call in house.events] == [None, None]
 
 
-def test_the_first_party_cookie_where_there_is_no_domain(house: House, context: BrowserContext, page: Page) -> None:
+def test_the_first_party_cookie_on_an_address_without_a_name(house: House, context: BrowserContext, page: Page) -> None:
     visit(house, page, create(""), url="http://127.0.0.1/")
     until(page, lambda: len(context.cookies("http://127.0.0.1/")) == 1)
     assert context.cookies("http://127.0.0.1/")[0]["value"] == UUID
@@ -275,7 +289,7 @@ def test_url_destinations_and_syncs_of_others(house: House, page: Page) -> None:
         "dests": [
             {"y": "img", "c": "http://ads.test/img", "e": "https://ads.test/secure"},
             {"y": "iframe", "c": "http://ads.test/frame", "e": ""},
-            {"y": "img", "c": "javascript:alert(1)", "e": ""},
+            {"y": "iframe", "c": "javascript:parent.hacked=1", "e": ""},
         ],
         "ibs": [{"id": "411", "ttl": 60, "tag": "img", "url": ["//ads.test/a?id=%DID%", "//ads.test/b"]}],
     }
@@ -283,6 +297,7 @@ def test_url_destinations_and_syncs_of_others(house: House, page: Page) -> None:
     until(page, lambda: len(house.calls) == 5)
     others = sorted(call.target for call in house.calls if call.host == "ads.test")
     assert others == [f"/a?id={UUID}", "/b", "/frame", "/img"]
+    assert page.evaluate("[window.hacked, document.querySelectorAll('iframe').length]") == [None, 1]
     house.calls.clear()
     visit(house, page, create("disableDestinationPublishingIframe: true, disableIDSyncs: true"))
     until(page, lambda: page.evaluate("dil.api.getState().otherRequestInfo.fired.length") == 1)
@@ -327,6 +342,11 @@ def test_id_syncs_from_the_page(house: House, context: BrowserContext, page: Pag
     assert other.evaluate(one.replace("Kx", "Ky")) == "Successfully queued"
     until(page, lambda: len(house.calls) == 4)
     assert unquote(house.calls[3].target) == "/ibs:dpid=8100&dpuuid=Ky+7/q="
+    # an address that gives no image was called all the same
+    assert other.evaluate("dil.api.idSync({dpid: 25, url: '//ads.test/nothing'})") == "Successfully queued"
+    until(page, lambda: len(house.calls) == 5)
+    until(page, lambda: page.evaluate("localStorage.length") == 4)
+    house.calls.pop()
     for sync in (
         "aamIdSync()",
         "aamIdSync({dpid: 'x', dpuuid: '1'})",
@@ -337,6 +357,10 @@ def test_id_syncs_from_the_page(house: House, context: BrowserContext, page: Pag
         "idSync({dpid: '1', url: 'javascript:alert(1)'})",
     ):
         assert page.evaluate(f"dil.api.{sync}").startswith("Error: "), sync
+    page.evaluate(create("autoSubmit: false, disableIDSyncs: true").replace("acme", "other"))
+    off = "Error: not queued: ID syncs are switched off"
+    assert [page.evaluate(one.replace("8100", "8300")), page.evaluate(two.replace("23", "24"))] == [off, off]
+    page.wait_for_timeout(200)
     assert len(house.calls) == 4
 
 
@@ -360,6 +384,28 @@ def test_the_call_of_a_page_view(house: House, page: Page) -> None:
     visit(house, page, CREATE)
     page.wait_for_timeout(300)
     assert len(house.events) == 3
+
+
+def test_a_second_create_sends_no_id_again(house: House, page: Page) -> None:
+    again = create("idSources: [{dpid: 1, from: {type: 'query', name: 'u'}}]")
+    visit(house, page, again, url=f"{SHOP}/?u=U")
+    until(page, lambda: len(house.events) == 1)
+    until(page, lambda: page.evaluate("dil.api.checkIds()[0].sent"))
+    page.evaluate(again)
+    page.wait_for_timeout(800)
+    assert len(house.events) == 1
+    assert page.evaluate("dil.api.checkIds()[0].sent")
+
+
+def test_a_call_holds_the_ids_of_the_moment_of_submit(house: House, page: Page) -> None:
+    """A visitor who logs out while calls wait is still in those that were submitted before."""
+    house.gate.clear()
+    visit(house, page, create("autoSubmit: false, idSources: [{dpid: 1, from: {type: 'variable', path: 'uid'}}]"))
+    page.evaluate("dil.api.submit(); uid = 'A'; dil.api.submit(); uid = 'B'; dil.api.submit();")
+    until(page, lambda: len(house.events) == 1)
+    house.gate.set()
+    until(page, lambda: len(house.events) == 3)
+    assert [call.ids for call in house.events] == [[], ["1|A"], ["1|B"]]
 
 
 @pytest.mark.rule("RT-1713")

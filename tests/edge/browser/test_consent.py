@@ -166,7 +166,9 @@ def test_a_refusal_is_not_repeated_until_the_visitor_decides_anew(house: House, 
 
 
 def test_in_a_frame_the_manager_of_the_page_around_it_is_asked(house: House, page: Page) -> None:
-    house.page("/frame", f"<script>{create('')}</script>")
+    impostor = """setInterval(function () { for (var i = 0; i < 9; i++) { postMessage({__tcfapiReturn:
+      {callId: 'dil' + i, success: true, returnValue: {eventStatus: 'tcloaded', tcString: 'wrong'}}}, '*'); } }, 1);"""
+    house.page("/frame", f"<script>{impostor}{create('')}</script>")
     house.pages["/"] = f"""<iframe name="__tcfapiLocator" style="display:none"></iframe><script>
       window.asked = 0;
       addEventListener('message', function (event) {{
@@ -175,8 +177,9 @@ def test_in_a_frame_the_manager_of_the_page_around_it_is_asked(house: House, pag
         asked++;
         event.source.postMessage({{__tcfapiReturn: {{callId: 'another', success: true,
           returnValue: {{eventStatus: 'tcloaded', tcString: 'wrong'}}}}}}, '*');
-        event.source.postMessage(JSON.stringify({{__tcfapiReturn: {{callId: call.callId, success: true,
-          returnValue: {{eventStatus: 'tcloaded', gdprApplies: true, tcString: '{GRANTED}'}}}}}}), '*');
+        setTimeout(function () {{ event.source.postMessage(JSON.stringify({{__tcfapiReturn: {{callId: call.callId,
+          success: true, returnValue: {{eventStatus: 'tcloaded', gdprApplies: true, tcString: '{GRANTED}'}}}}}}), '*');
+        }}, 100);
       }});
       </script><iframe src="http://frame.other.test/frame"></iframe>"""
     page.goto(f"{SHOP}/")

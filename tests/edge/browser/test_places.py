@@ -278,13 +278,14 @@ def test_limits_of_one_call(house: House, page: Page) -> None:
     dpids = [1, 1, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9]
     sources = ",".join(source(d, f"{{type: 'function', fn: function () {{ return 'v{i}'; }}}}")
                        for i, d in enumerate(dpids))  # fmt: skip
-    house.page("/", f"<script>{create(sources)}</script>")
+    image = "{dpid: 1, via: 'ibs', from: {type: 'function', fn: function () { return 'not counted'; }}},"
+    house.page("/", f"<script>{create(image + sources)}</script>")
     page.goto(f"{SHOP}/")
     until(page, lambda: bool(house.events))
     assert house.events[0].ids == ["1|v0", "1|v1", "1|v2", "2|v4", "3|v5", "4|v6", "5|v7", "6|v8", "7|v9", "8|v10"]
     checked = page.evaluate("dil.api.checkIds()")
-    assert checked[3]["reason"] == "more than 3 IDs of one data source"
-    assert checked[11]["reason"] == "more than 10 IDs in one call"
+    assert checked[4]["reason"] == "more than 3 IDs of one data source"
+    assert checked[12]["reason"] == "more than 10 IDs in one call"
     log = page.evaluate("dil.api.getEventLog()")
     assert sum("not sent: more than" in line for line in log) == 2
 
