@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edge.house import U1, U2, U3, House, acme
+from edge.house import U1, U2, U3, House, acme, source
 from openaudience.identity.keys import key
 
 UUID = re.compile(r"[0-9]{38}")
@@ -340,3 +340,31 @@ def test_a12_a_list_of_cmps(tmp_path: Path) -> None:
     assert (answer.codes, answer.json["uuid"]) == ([313], U1)
     assert counts(house, U1) == {4001: 1}
     house.close()
+
+
+@pytest.mark.rule("RT-810")
+def test_a_customer_and_a_hashed_e_mail_of_one_call_are_linked(tmp_path: Path) -> None:
+    partner = acme()["partners"][0]
+    sources = [*partner["dataSources"], source(7020, hashedEmails=True)]
+    house = House(tmp_path / "home", acme(dataSources=sources))
+    email = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+    house.event(f"d_uuid={U1}&d_cid=7001%01Z-1&d_cid=7020%01{email}")
+    house.event(f"d_uuid={U1}&d_cid=7001%01Z-2&d_cid=7020%01no-hash")
+    house.run("traits")
+    site = house.sites["production"]
+    _, world = site.current()
+    customers, emails, *_ = world.links(7001, 7020).pairs()
+    assert [world.ids(7001).name(int(one)) for one in customers] == [b"Z-1"]
+    assert [world.ids(7020).name(int(one)) for one in emails] == [email.encode()]
+    house.run("check")
+    house.close()
+
+
+@pytest.mark.rule("RT-1508")
+def test_why_says_that_somebody_opted_out(house: House) -> None:
+    house.event(f"d_uuid={U1}&c_step=cart&c_colour=teal")
+    house.call(f"/demoptout?d_uuid={U1}")
+    assert house.json("estimate", "4001T AND 4002T")["total"]["estimate"] == 0
+    answer = house.json("why", U1, "6001")
+    assert (answer["holds"], answer["because"]["opted_out"], answer["because"]["true"]) == (False, True, True)
+    assert "opted out" in house.run("why", U1, "6001")

@@ -34,6 +34,7 @@ def called(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         trait(4006, 8200, 'c_q == ""'),
         trait(4007, 8100, 'step == "plain"'),
         trait(4008, 8100, 'c_never == "so"'),
+        trait(4010, 8100, 'c_one == "1" AND c_two == "2"'),
         trait(4009, 8100, 'c_off == "1"', status="INACTIVE"),
     ]
     bolt["refererHosts"] = ["bolt.example"]

@@ -120,7 +120,7 @@ class House(Product):
             "scheme": scheme,
             "client": ("192.0.2.7", 50_000),
         }
-        return asyncio.run(_run(edge or self.edge, scope, content))
+        return asyncio.run(answered(edge or self.edge, scope, content))
 
     def call_raw(
         self, headers: list[tuple[bytes, bytes]], path: bytes = b"/event", client: str = "", scheme: str = "https"
@@ -135,7 +135,7 @@ class House(Product):
             "scheme": scheme,
             "client": (client, 50_000) if client else None,
         }
-        return asyncio.run(_run(self.edge, scope, b""))
+        return asyncio.run(answered(self.edge, scope, b""))
 
     def event(self, query: str, **more: Any) -> Response:
         """An event that wants JSON."""
@@ -149,7 +149,8 @@ class House(Product):
         self.opened.close()
 
 
-async def _run(edge: Edge, scope: MutableMapping[str, Any], body: bytes) -> Response:
+async def answered(edge: Edge, scope: MutableMapping[str, Any], body: bytes) -> Response:
+    """The answer to one ASGI request."""
     messages: list[MutableMapping[str, Any]] = []
 
     async def receive() -> MutableMapping[str, Any]:

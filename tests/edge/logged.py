@@ -10,7 +10,6 @@ from itertools import count
 from edge.house import House, Response
 from openaudience.calls.model import Call
 from openaudience.calls.store import CallStore
-from openaudience.edge.app import Edge
 
 UUID = re.compile(r"[0-9]{38}")
 
@@ -51,11 +50,3 @@ def found_uuid(answer: Response) -> str:
     assert isinstance(uuid, str)
     assert UUID.fullmatch(uuid)
     return uuid
-
-
-def hear(house: House) -> Edge:
-    """One more edge, whose rooms and troubles are those of ``house`` from now on."""
-    for room in house.rooms.values():
-        room.site.close()
-    house.edge = house.another_edge()
-    return house.edge

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,11 @@ from edge.house import House, acme, trait
 from edge.logged import found_uuid, logging, someone
 from openaudience.calls.model import Call, Origin
 
-CONTROL = ["d_caller", "d_cb", "d_cid", "d_cid_ic", "d_coppa", "d_cts", "d_dpid", "d_dpuuid", "d_dst", "d_dst_filter", "d_jsonv", "d_ld", "d_mid", "d_nsid", "d_orgid", "d_ptfm", "d_px", "d_rd", "d_rs", "d_rtbd", "d_sid", "d_tdpid", "d_tdpid_ic", "d_uuid", "d_ver", "d_visid_ver", "d_fieldgroup", "d_blob", "d_verify", "d_bust", "dpid", "dpuuid", "gdpr", "gdpr_consent", "_ts", "_"]
+CONTROL = """
+d_caller d_cb d_cid d_cid_ic d_coppa d_cts d_dpid d_dpuuid d_dst d_dst_filter d_jsonv d_ld d_mid d_nsid d_orgid d_ptfm
+d_px d_rd d_rs d_rtbd d_sid d_tdpid d_tdpid_ic d_uuid d_ver d_visid_ver d_fieldgroup d_blob d_verify d_bust dpid dpuuid
+gdpr gdpr_consent _ts _
+"""
 
 
 def signals(call: Call) -> list[tuple[str, str, bool]]:
@@ -35,7 +40,7 @@ def test_an_event_without_anything(called: House) -> None:
 
 
 @pytest.mark.rule("RT-1003")
-@pytest.mark.parametrize("name", CONTROL)
+@pytest.mark.parametrize("name", re.findall(r"\S+", CONTROL))
 def test_control_parameters_are_no_signals(called: House, name: str) -> None:
     with logging(called) as stored:
         called.call(f"/event?{name}=", cookie=someone())
@@ -164,7 +169,7 @@ def test_callbacks(called: House, name: str) -> None:
 
 
 @pytest.mark.rule("RT-1103")
-@pytest.mark.parametrize("name", ["", "1f", "alert(1)", "a-b", "a b", "a;b", "f%0A", "x" * 129, "é", "a/*", "%3Cscript%3E",
+@pytest.mark.parametrize("name", ["", "1f", "alert(1)", "a-b", "a b", "a;b", "f%0A", "x" * 129, "é", "a/*", "%3Cb%3E",
                                   "a%00", "f%u2028", "%E2%80%A8f", "a'", 'a"', "a,b", "a=b", ".a", "[0]"])  # fmt: skip
 def test_bad_callback_names(called: House, name: str) -> None:
     answer = called.call(f"/event?d_rtbd=json&d_cb={name}")

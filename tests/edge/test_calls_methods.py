@@ -266,9 +266,7 @@ ORDER: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.rule("RT-501", "RT-1401", "RT-1402", "RT-1404", "RT-1405", "RT-1406", "RT-1408", "RT-1434", "RT-508")
-@pytest.mark.parametrize(
-    ("earlier", "later"), list(pairwise(ORDER)), ids=[f"{a[0]}-{b[0]}" for a, b in pairwise(ORDER)]
-)
+@pytest.mark.parametrize(("earlier", "later"), [pytest.param(*two, id=two[0][0]) for two in pairwise(ORDER)])
 def test_the_first_stop_wins(called: House, earlier: tuple[str, Any], later: tuple[str, Any]) -> None:
     def answered(*steps: dict[str, Any]) -> str:
         query = "&".join(step["query"] for step in steps if "query" in step)

@@ -18,6 +18,7 @@ from openaudience.home import Home
 from openaudience.identity.keys import key
 from openaudience.runs.cleaning import clean_due
 from openaudience.runs.site import Site
+from openaudience.serve.worker import Worker
 from oracle.driver import Product
 from oracle.walkthroughs import A, B, C, D, onboarded
 from runs.killing import KILLED, NOW, Server
@@ -341,6 +342,39 @@ def test_it_is_due_once_a_week(product: Product) -> None:
         product.now += timedelta(minutes=31)
         with site.reading() as session:
             assert clean_due(site, session)
+
+
+class Told:
+    """What a part of the server is given, as far as a worker needs it."""
+
+    stopping = False
+
+    def __init__(self) -> None:
+        self.log = self
+        self.said: list[tuple[str, dict[str, Any]]] = []
+
+    def bind(self, **figures: Any) -> Told:
+        return self
+
+    def info(self, event: str, **figures: Any) -> None:
+        self.said.append((event, figures))
+
+
+@pytest.mark.rule("RT-312")
+def test_the_worker_cleans_up(product: Product) -> None:
+    drop(product, START, f"adobe_id_0_{SITE}_1700000000.sync", f"{A}\tk\n{B}\tl\n")
+    product.now = START + 120 * DAY + timedelta(hours=1)
+    with opened(product) as site:
+        # who calls at the last moment stays, although no drain was due
+        call(product, product.now, B)
+        life: Any = Told()
+        worker = Worker(life, site)
+        worker.step()
+        assert ("clean-up", {"devices": 1, "customers": {}, "mappings": 1}) in life.said
+        life.said.clear()
+        worker.step()
+        assert not life.said
+    assert (product.profile(A), product.profile(B) is not None) == (None, True)
 
 
 @pytest.mark.rule("RT-312")

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
 import pytest
+from pyroaring import BitMap
 
 from openaudience.identity.ecid import to_ecid
+from openaudience.runs import optouts
 from openaudience.runs.checking import check
 from openaudience.runs.membership import evaluate_all
 from openaudience.runs.site import Lease
@@ -126,6 +130,25 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> World:
 def world(filled: World, tmp_path: Path) -> World:
     """A copy of it."""
     return World(Path(shutil.copytree(filled.home, tmp_path / "home")), None, 1700001000)
+
+
+@pytest.mark.parametrize("many", [0, 7, 1 << 20])
+def test_many_ids_are_looked_up_as_few_are(monkeypatch: pytest.MonkeyPatch, many: int) -> None:
+    monkeypatch.setattr(optouts, "MANY", many)
+    there = {5: {ACME: BitMap([0, 3, 9]), EVERYBODY: BitMap([4])}}
+    stub = SimpleNamespace(
+        layers={"optouts/1": ["x"]}, opted_out=lambda pid, dpid: there.get(dpid, {}).get(pid, BitMap())
+    )
+    out = optouts.OptOuts(cast(Any, stub), [ACME])
+    for asked in (
+        np.array([-1, 0, 3, 4, 5, 9, 10, 99, 3], np.int64),
+        np.array([], np.int64),
+        np.array([9, 2], np.int64),
+    ):
+        assert out.hit(5, asked).tolist() == [ordinal in (0, 3, 4, 9) for ordinal in asked.tolist()]
+        assert not out.hit(6, asked).any()
+    assert out.hit(5, np.array([9, 10], np.uint32)).tolist() == [True, False]
+    assert not optouts.OptOuts(cast(Any, stub), [GLOBEX])
 
 
 # ---- data files --------------------------------------------------------------------------------------------------

@@ -201,7 +201,9 @@ def show_tree(ident: str, document: dict[str, Any]) -> None:
     """A segment's rule with the truth of each part."""
     tree = document["because"]
     print(f"{ident} {'is' if document['holds'] else 'is not'} in segment {document['sid']}")
-    if tree["true"] != document["holds"]:
+    if tree.get("opted_out"):
+        print("it is opted out, and in no segment of this partner whatever the rule says")
+    elif tree["true"] != document["holds"]:
         print(
             f"its rule is {'' if tree['true'] else 'not '}true now: the next evaluation will tell, unless it is paused"
         )

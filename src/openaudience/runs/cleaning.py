@@ -24,6 +24,7 @@ from openaudience.profiles.index import TOUCHED
 from openaudience.runs.applier import Applier
 from openaudience.runs.departures import Departure, Departures, Ends
 from openaudience.runs.loads import CALLS, GONE, IS_GONE, Load
+from openaudience.runs.membership import day_to_work
 from openaudience.runs.site import DAY, Lease, Site
 from openaudience.runs.upkeep import ranges
 from openaudience.runs.world import DEVICES, World
@@ -61,21 +62,21 @@ class Cleaned:
 
 def clean_due(site: Site, session: Session) -> bool:
     """Whether the last clean-up was ``retention.clean_days`` ago (RT-312); it is made with the daily run."""
-    hours, minutes = site.settings.timing.daily_run.split(":")
-    day, second = divmod(site.now(), DAY)
-    began = second >= int(hours) * 3600 + int(minutes) * 60
-    return began and day >= counter(session, site.name, CLEANED) - 1 + site.settings.retention.clean_days
+    day = day_to_work(site)
+    return day is not None and day >= counter(session, site.name, CLEANED) - 1 + site.settings.retention.clean_days
 
 
 def clean(site: Site, applier: Applier, lease: Lease, now: int | None = None) -> Cleaned:
     """Removes whatever ``last active + period ≤ now`` (UTC seconds; default: the present). RT-312, RT-313.
 
-    Counts of signals go after ``retention.signal_days`` (QL-1601), by the clock. All calls must be drained. A second
-    call with the same ``now`` removes nothing more. Raises ``StoreUnavailable`` when the disk is full.
+    Counts of signals go after ``retention.signal_days`` (QL-1601), by the clock. A second call with the
+    same ``now`` removes nothing more. Raises ``StoreUnavailable`` when the disk is full.
     """
     at = site.now() if now is None else now
     cleaned = Cleaned()
     if not site.beta:
+        # who called a moment ago is active
+        applier.drain(lease)
         _, world = site.current()
         over = Lifetimes(site, world, site.loads(), at).over()
         mappings = Departures(applier).carry_out(lease, over, "clean-up")

@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 
 from openaudience.calls.model import Call
 from openaudience.catalog.ledger import LoadRow, advance, counter, put_counter
+from openaudience.identity.formats import hashed_email
 from openaudience.identity.keys import key
 from openaudience.identity.mappings import LinkLimits, link
 from openaudience.ordinals import bitmap_of
@@ -130,6 +131,9 @@ class Drain:
         self._touched = Touched()
         self._ids = Dictionaries(self.draft, site.seeds, lambda *_: {})
         self._ords: dict[int, dict[str, int]] = {}
+        self._hashed: set[int] = set()
+        """Data sources of hashed e-mails, and beside them those of customer IDs."""
+        self._customers: set[int] = set()
 
     def apply(self) -> None:
         """Writes facts and index of the portion."""
@@ -243,6 +247,10 @@ class Drain:
         with site.reading() as session:
             known = site.catalog.data_sources(session)
         limits = site.mapping_limits
+        self._hashed = {dpid for dpid in sources if dpid in known and known[dpid].hashed_emails}
+        self._customers = {
+            dpid for dpid in sources if dpid in known and known[dpid].kind is IdKind.CROSS_DEVICE
+        } - self._hashed
         columns = [
             ColumnForm(dpid, str(known[dpid].kind if dpid in known else IdKind.COOKIE), True) for dpid in sources
         ]
@@ -302,20 +310,23 @@ class Drain:
         self.rows.absorb(application.rows)
 
     def _link(self, ruleset: Ruleset) -> None:
-        """Mappings in the order of the calls; those in state 1 also where states are kept (RT-310)."""
+        """Mappings in the order of the calls; those in state 1 also where states are kept (RT-310).
+
+        A customer ID and a hashed e-mail of one call are linked to each other as well (RT-810).
+        """
         first = self.loads[0]
-        by_source: dict[int, list[tuple[int, int, int, int | None, int]]] = {}
+        by_namespace: dict[tuple[int, int], list[tuple[int, int, int, int | None, int]]] = {}
         for call in self._calls:
+            about = call.at, int(call.origin)
+            emails = [one for one in call.pairs if one.dpid in self._hashed and hashed_email(one.id)]
             for pair in call.pairs:
-                row = (
-                    self._ords[pair.dpid][pair.id],
-                    self._ords[DEVICES][call.uuid],
-                    call.at,
-                    pair.state,
-                    int(call.origin),
-                )
-                by_source.setdefault(pair.dpid, []).append(row)
-        for dpid, rows in sorted(by_source.items()):
+                ordinal = self._ords[pair.dpid][pair.id]
+                row = (ordinal, self._ords[DEVICES][call.uuid], about[0], pair.state, about[1])
+                by_namespace.setdefault((pair.dpid, DEVICES), []).append(row)
+                for email in emails if pair.dpid in self._customers else ():
+                    row = (ordinal, self._ords[email.dpid][email.id], about[0], None, about[1])
+                    by_namespace.setdefault((pair.dpid, email.dpid), []).append(row)
+        for (dpid, to), rows in sorted(by_namespace.items()):
             customer = np.array([row[0] for row in rows], np.uint32)
             device = np.array([row[1] for row in rows], np.uint32)
             at = _seconds([row[2] for row in rows])
@@ -326,7 +337,7 @@ class Drain:
                 pa.table(
                     {
                         "ord": customer.astype(np.int64),
-                        "to_dpid": np.full(seq.size, DEVICES, np.int32),
+                        "to_dpid": np.full(seq.size, to, np.int32),
                         "to_ord": device.astype(np.int64),
                         "load": np.full(seq.size, first.load, np.int64),
                         "line": pa.nulls(seq.size, pa.int64()),
@@ -339,10 +350,8 @@ class Drain:
                 ),
             )
             order = order_keys(first.position, seq)
-            links = self.draft.links(dpid)
-            self.draft.put_links(
-                dpid, DEVICES, link(customer, device, order, links, limits_of(dpid, DEVICES, ruleset)).layer
-            )
+            links = self.draft.links(dpid, to)
+            self.draft.put_links(dpid, to, link(customer, device, order, links, limits_of(dpid, to, ruleset)).layer)
             sure = np.array([row[3] == 1 for row in rows], np.bool_)
             if sure.any():
                 states = self.draft.states(dpid)
@@ -350,7 +359,7 @@ class Drain:
             if self._follows_mappings:
                 self._touched.sources.add(dpid)
                 self._touched.profile(dpid, bitmap_of(customer))
-                self._touched.profile(DEVICES, bitmap_of(device))
+                self._touched.profile(to, bitmap_of(device))
 
     @cached_property
     def _follows_mappings(self) -> bool:
@@ -384,7 +393,11 @@ class Drain:
             joined.setdefault(sid, []).append(ordinal)
         bitmaps = {sid: BitMap(some) for sid, some in joined.items()}
         touched = sorted((ords[id], *one) for id, one in told.touched.items())
-        kinds = [_kind(namespace, ordinal, presented, known, provisional) for ordinal, presented, _ in touched]
+        # who was presented in a call of another partner is sure here, too
+        kinds = [
+            _kind(namespace, ordinal, presented or devices.get(ordinal, False), known, provisional)
+            for ordinal, presented, _ in touched
+        ]
         self.rows.add(
             "touches",
             namespace,
@@ -476,8 +489,13 @@ def drain(
     if site.beta:
         return 0
     done = drained_calls(site)
+    oldest = site.calls.log(0, 1)
+    if oldest and oldest[0][0] <= done:
+        # a crash came between a decision and the clearing up
+        site.calls.settle(done)
     count = portions = 0
-    while calls := site.calls.log(done, MOST_CALLS):
+    calls: list[tuple[int, Call]] = []
+    while calls := calls or site.calls.log(done, MOST_CALLS):
         definitions = memberships.definitions()
         watched = frozenset(definitions.dependants)
         some = portion(calls, watched, cut=portions < MOST_PORTIONS)
@@ -496,10 +514,7 @@ def drain(
         settler.recover()
         site.calls.settle(one.upto)
         shutil.rmtree(site.environment.work / "drain", ignore_errors=True)
-        done = one.upto
+        done, calls = one.upto, calls[some:]
         count += some
         portions += 1
-    if not count and done:
-        # a crash may have come between the decision and the clearing up
-        site.calls.settle(done)
     return count

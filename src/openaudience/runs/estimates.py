@@ -63,16 +63,18 @@ class Estimates:
         return found.get(DEVICES, BitMap()).intersection_cardinality(bitmap_of(called.collect()["ord"].to_numpy()))
 
     def _satisfying(self, text: str) -> dict[int, BitMap]:
-        """By namespace, the profiles that satisfy a rule now."""
+        """By namespace, the profiles that satisfy a rule now, without those opted out (RT-1508)."""
         tree = self.parsed(text)
         # each namespace has a merge rule of its own, by which every profile of it is judged alone
         rules = {namespace: _alone(namespace) for namespace in self._look.qualified.namespaces()}
         segments = Segments({namespace: (tree, namespace) for namespace in rules}, rules)
         evaluation = Evaluation(segments, self._look.qualified, self._look.world.links, self._look.now // DAY)
         found: dict[int, BitMap] = {}
+        partner = self._partner(text)
         for _, members in evaluation.run():
             for namespace, profiles in members.items():
-                found[namespace] = found.get(namespace, BitMap()) | profiles
+                inside = profiles - self._look.world.opted_out(partner, namespace)
+                found[namespace] = found.get(namespace, BitMap()) | inside
         return found
 
     def parsed(self, text: str) -> SegmentTree:

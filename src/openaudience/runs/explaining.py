@@ -73,8 +73,11 @@ class Explanation:
         """
         found = self._look.find(text)
         if sid in self._look.audiences.segments:
+            segment = self._look.audiences.segments[sid]
             holds = sid in self._look.memberships(found)
-            because: Any = self._tree(found, self._look.audiences.segments[sid])
+            because: Any = self._tree(found, segment)
+            if found.ordinal in self._look.world.opted_out(segment.pid, found.namespace):
+                because["opted_out"] = True
         elif sid in self._look.traits:
             holds, because = self._trait(found, self._look.traits[sid])
         else:

@@ -475,9 +475,15 @@ def is_current(site: Site, session: Session) -> bool:
 
 def daily_due(site: Site, session: Session) -> bool:
     """Whether the daily run of this UTC day is to be made (QL-904): its time has come, and it was not made yet."""
+    day = day_to_work(site)
+    return day is not None and counter(session, site.name, DAILY) <= day
+
+
+def day_to_work(site: Site) -> int | None:
+    """This UTC day (since 1970), None as long as the time of its daily run has not come."""
     hours, minutes = site.settings.timing.daily_run.split(":")
     day, second = divmod(site.now(), DAY)
-    return second >= int(hours) * 3600 + int(minutes) * 60 and counter(session, site.name, DAILY) <= day
+    return day if second >= int(hours) * 3600 + int(minutes) * 60 else None
 
 
 def evaluate_all(site: Site, lease: Lease, sids: Collection[int] | None = None, cause: str = "export") -> None:

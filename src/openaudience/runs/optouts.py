@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from pyroaring import BitMap
 
 from openaudience.inbound.filenames import FileName
-from openaudience.ordinals import ordinals_of
+from openaudience.ordinals import bitmap_of, ordinals_of
 from openaudience.runs.world import EVERYBODY, World, optouts_name
 from openaudience.vocabulary import DataSource
 
 NOBODY = BitMap()
+MANY = 1 << 14
+"""IDs asked for at once from which on a mark for each ordinal (a byte) pays."""
 
 
 def concerned(name: FileName, sender: int | None, sources: Mapping[int, DataSource]) -> frozenset[int]:
@@ -35,7 +37,7 @@ class OptOuts:
         self._pids = sorted({EVERYBODY, *pids})
         self._there = any(optouts_name(pid) in world.layers for pid in self._pids)
         self._known: dict[int, BitMap] = {}
-        self._sorted: dict[int, NDArray[np.int64]] = {}
+        self._marks: dict[int, NDArray[np.bool_]] = {}
 
     def __bool__(self) -> bool:
         return self._there
@@ -51,15 +53,17 @@ class OptOuts:
 
     def hit(self, dpid: int, ordinals: NDArray[np.integer]) -> NDArray[np.bool_]:
         """Which of some ordinals (−1: none) are opted out."""
-        out = self._sorted.get(dpid)
-        if out is None:
-            out = self._sorted[dpid] = ordinals_of(self.of(dpid)).astype(np.int64)
-        if not out.size:
+        out = self.of(dpid)
+        if not out:
             return np.zeros(ordinals.size, np.bool_)
-        asked = ordinals.astype(np.int64)
-        at = np.searchsorted(out, asked)
-        at[at == out.size] = 0
-        found: NDArray[np.bool_] = out[at] == asked
+        marks = self._marks.get(dpid)
+        if marks is None:
+            if ordinals.size < MANY:
+                return np.isin(ordinals, ordinals_of(out & bitmap_of(np.sort(ordinals[ordinals >= 0]))))
+            # the last place is nobody's: that of −1, and of all that come after the last opted-out one
+            marks = self._marks[dpid] = np.zeros(out.max() + 2, np.bool_)
+            marks[ordinals_of(out)] = True
+        found: NDArray[np.bool_] = marks[np.minimum(ordinals, marks.size - 1)]
         return found
 
 

@@ -91,8 +91,8 @@ class WorldQualified:
             found = self._members(namespace, sid)
             if namespace == DEVICES and (unsure := self._world.provisional()):
                 found = found - unsure
-            if self._without is not None:
-                found = found - self._without(namespace, sid)
+            if self._without is not None and (out := self._without(namespace, sid)):
+                found = found - out
             self._known[namespace, sid] = found
         return found
 

@@ -10,6 +10,7 @@ from functools import partial
 
 import uvicorn
 
+from openaudience.config import EdgeSection
 from openaudience.edge.app import Edge
 from openaudience.edge.calls import Room
 from openaudience.edge.consent import Consent
@@ -35,23 +36,7 @@ def edge(life: Life, home: Home) -> None:
         rooms = {site.name: Room(site, settings, consent, home.clock) for site in sites}
         application = Edge(rooms, settings, home.clock, partial(_trouble, life))
         with bound(settings.edge.listen, settings.edge.port) as listening:
-            server = uvicorn.Server(
-                uvicorn.Config(
-                    application,
-                    log_config=None,
-                    access_log=False,
-                    server_header=False,
-                    date_header=True,
-                    lifespan="off",
-                    ws="none",
-                    loop="uvloop",
-                    http="httptools",
-                    proxy_headers=False,
-                    ssl_certfile=settings.edge.certificate or None,
-                    ssl_keyfile=settings.edge.private_key or None,
-                    timeout_graceful_shutdown=END_SECONDS,
-                )
-            )
+            server = uvicorn.Server(config(application, settings.edge))
 
             def serve() -> None:
                 server.run(sockets=[listening])
@@ -76,6 +61,25 @@ def edge(life: Life, home: Home) -> None:
     finally:
         for site in sites:
             site.close()
+
+
+def config(application: Edge, settings: EdgeSection) -> uvicorn.Config:
+    """How the edge is served: raw requests to it, no log of them, TLS where there is a certificate."""
+    return uvicorn.Config(
+        application,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=True,
+        lifespan="off",
+        ws="none",
+        loop="uvloop",
+        http="httptools",
+        proxy_headers=False,
+        ssl_certfile=settings.certificate or None,
+        ssl_keyfile=settings.private_key or None,
+        timeout_graceful_shutdown=END_SECONDS,
+    )
 
 
 def bound(address: str, port: int) -> socket.socket:

@@ -40,7 +40,8 @@ def serve(path: Path, only: Sequence[str] = (), *, as_json: bool = False) -> int
     """
     with Home.open(path) as home:
         path = home.path
-        parts = chosen(only, home.settings)
+        # a child is one part, whatever group of processes its name stands for elsewhere
+        parts = list(only) if os.environ.get(SUPERVISED) else chosen(only, home.settings)
     if len(parts) == 1:
         if os.environ.get(SUPERVISED):
             return run_part(path, parts[0], body(parts[0]))

@@ -1,0 +1,152 @@
+"""What calls say when something fails, and calls that come together (20, RT-004, RT-515, RT-1400)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge.house import U1, U2, House, acme, answered
+from edge.logged import logging, pairs
+from openaudience.edge import calls as calls_module
+from openaudience.errors import StoreUnavailable
+
+CLICK = "/event?d_event=click&d_rd=https%3A%2F%2Fshop.example%2F%3Fu%3D%25d_uuid%25"
+UNSPECIFIED = [{"code": 0, "msg": "Unspecified error"}]
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    house = House(tmp_path / "home", acme())
+    yield house
+    house.close()
+
+
+def unavailable(*_: Any) -> Any:
+    raise StoreUnavailable("the disk is full of secrets", Path("/nowhere"))
+
+
+@pytest.mark.rule("RT-1400", "RT-004", "RT-2005", "RT-508")
+@pytest.mark.parametrize("where", ["store", "catalog", "index"])
+def test_nothing_is_done_and_the_next_call_is_fine(house: House, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = house.rooms["production"]
+    target: Any = {"store": room.site.calls, "catalog": room.reader._desk, "index": room.site.generations}[where]
+    name = {"store": "group", "catalog": "partners", "index": "current_number"}[where]
+    with logging(house) as stored, monkeypatch.context() as broken:
+        broken.setattr(target, name, unavailable)
+        answer = house.event(f"d_uuid={U1}&d_cid=7001%01z&c_step=cart")
+        assert answer.status == 200
+        assert list(answer.json.items()) == [("errors", UNSPECIFIED), ("tid", answer.first("x-tid"))]
+        assert (answer.first("x-error"), answer.cookie) == ("0", None)
+        assert house.call("/id", cookie=U1).json["errors"] == UNSPECIFIED
+        sync = house.call("/ibs:dpid=8100&dpuuid=k&redir=https%3A%2F%2Fp.example%2F&d_rtbd=json", cookie=U1)
+        assert (sync.pixel, sync.first("x-error"), sync.first("location")) == (True, "0", None)
+        optout = house.call("/demoptout.jpg", host="www", cookie=U1)
+        assert (optout.first("x-error"), optout.cookie) == ("0", None)  # it must not look done
+        click = house.call(CLICK, cookie=U1)
+        assert click.first("location") == ("https://shop.example/?u=" if where == "store" else None)
+        assert click.cookie is None
+    assert stored == []
+    assert len(house.troubles) == 5
+    with logging(house) as stored:
+        assert house.event(f"d_uuid={U1}&d_cid=7001%01z&c_step=cart").codes == []
+    assert [pairs(call) for call in stored] == [[(7001, "z")]]
+
+
+@pytest.mark.rule("RT-1400")
+def test_what_fails_fails_for_its_own_call_only(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    def poisoned(request: Any, *rest: Any) -> Any:
+        if request.first("c_bad") == "begin":
+            raise KeyError("a secret")
+        return original(request, *rest)
+
+    original = calls_module.declared
+    monkeypatch.setattr(calls_module, "declared", poisoned)
+    room = house.rooms["production"]
+    device = room._device
+
+    def lost(visit: Any, *rest: Any) -> Any:
+        if visit.request.first("c_bad") == "work":
+            raise RuntimeError("a secret")
+        return device(visit, *rest)
+
+    monkeypatch.setattr(room, "_device", lost)
+    queries = [f"d_uuid={U1}&c_step=cart&c_bad={bad}" for bad in ("", "begin", "", "work", "")]
+    with logging(house) as stored:
+        answers = together(house, queries)
+    assert [answer.get("errors", []) for answer in answers] == [[], UNSPECIFIED, [], UNSPECIFIED, []]
+    assert all("secret" not in str(answer) for answer in answers)
+    assert len(stored) == 3
+
+
+@pytest.mark.rule("RT-1400", "RT-1605")
+def test_a_rate_limit_without_a_catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(tmp_path / "home", acme(), "calls_per_partner = 100")
+    with monkeypatch.context() as broken:
+        broken.setattr(house.rooms["production"].reader._desk, "partners", unavailable)
+        assert house.event("").codes == [0]
+    assert house.event("").codes == []
+    house.close()
+
+
+def together(house: House, queries: list[str], edges: int = 1) -> list[dict[str, Any]]:
+    """Events that come at the same instant; answers in the order of the calls."""
+    everywhere = [house.edge, *(house.another_edge() for _ in range(edges - 1))]
+
+    async def run() -> list[dict[str, Any]]:
+        async def one(number: int, query: str) -> dict[str, Any]:
+            scope = {
+                "type": "http", "method": "GET", "raw_path": b"/event", "scheme": "https", "client": ("192.0.2.7", 1),
+                "query_string": f"d_rtbd=json&{query}".encode(), "headers": [(b"host", b"acme.edge.test")],
+            }  # fmt: skip
+            return (await answered(everywhere[number % edges], scope, b"")).json
+
+        return await asyncio.gather(*(one(*numbered) for numbered in enumerate(queries)))
+
+    return asyncio.run(run())
+
+
+@pytest.mark.rule("RT-515")
+def test_calls_of_one_visitor_that_come_together(house: House) -> None:
+    queries = [f"d_uuid={U1}&c_step=cart&d_cid={7001 + number % 8}%01m{number}" for number in range(80)]
+    with logging(house) as stored:
+        answers = together(house, queries)
+    assert [answer.get("errors") for answer in answers] == [None] * 80
+    assert len({answer["tid"] for answer in answers}) == 80
+    assert sorted(pairs(call)[0] for call in stored) == sorted((7001 + n % 8, f"m{n}") for n in range(80))
+    profile = house.json("profile", U1)
+    assert {one["sid"]: one["frequency"] for one in profile["traits"]} == {4001: 80}
+    house.run("check")
+
+
+@pytest.mark.rule("RT-515", "RT-004")
+def test_more_calls_than_one_group_takes(house: House) -> None:
+    with logging(house) as stored:
+        answers = together(house, [f"d_uuid={U1 if number % 2 else U2}&c_step=cart" for number in range(600)])
+    assert [answer["uuid"] for answer in answers] == [U1 if number % 2 else U2 for number in range(600)]
+    assert len(stored) == 600
+
+
+@pytest.mark.rule("RT-515", "RT-604", "RT-811")
+def test_the_same_new_id_twice_at_once_is_one_device(house: House) -> None:
+    answers = together(house, ["d_cid=7001%01same"] * 20)
+    assert len({answer["uuid"] for answer in answers}) == 1
+
+
+@pytest.mark.rule("RT-1507", "RT-515")
+def test_an_opt_out_holds_for_what_comes_right_behind(house: House) -> None:
+    async def run() -> list[str]:
+        async def one(path: bytes, query: str) -> str:
+            scope = {
+                "type": "http", "method": "GET", "raw_path": path, "scheme": "https", "client": None,
+                "query_string": query.encode(), "headers": [(b"host", b"acme.edge.test")],
+            }  # fmt: skip
+            return (await answered(house.edge, scope, b"")).first("x-error") or ""
+
+        event = (b"/event", f"d_uuid={U1}")
+        return await asyncio.gather(one(*event), one(b"/demoptout", f"d_uuid={U1}"), one(*event))
+
+    assert asyncio.run(run()) == ["", "171", "171"]
