@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ from openaudience.identity.keys import key
 UUID = re.compile(r"[0-9]{38}")
 
 
-def linked(house: House, customer: str) -> set[str]:
-    """The devices that a customer of 7001 is mapped to."""
+def linked(house: House, customer: str, dpid: int = 7001) -> set[str]:
+    """The devices that an ID is mapped to."""
     house.run("traits")  # drains
     _, world = house.sites["production"].current()
-    ordinal = world.ids(7001).find_one(*key(customer.encode(), house.sites["production"].seeds))
-    _, found, _ = world.links(7001).devices(np.array([ordinal], np.uint32))
+    ordinal = world.ids(dpid).find_one(*key(customer.encode(), house.sites["production"].seeds))
+    _, found, _ = world.links(dpid).devices(np.array([ordinal], np.uint32))
     return {name.decode() for name in world.ids(0).names(found)}
 
 
@@ -368,3 +368,22 @@ def test_why_says_that_somebody_opted_out(house: House) -> None:
     answer = house.json("why", U1, "6001")
     assert (answer["holds"], answer["because"]["opted_out"], answer["because"]["true"]) == (False, True, True)
     assert "opted out" in house.run("why", U1, "6001")
+
+
+@pytest.mark.rule("RT-311", "RT-312", "RT-1512")
+def test_a10_cleanup(house: House) -> None:
+    house.now = datetime(2026, 1, 1, tzinfo=UTC)
+    house.event(f"d_uuid={U1}&c_step=cart&d_cid=8100%01k1")
+    house.call(f"/demoptout?d_uuid={U2}")
+    house.now = datetime(2026, 4, 30, 23, 59, 59, tzinfo=UTC)
+    house.run("clean")
+    assert mapped(house, U1) == [(8100, "k1")]
+    house.now = datetime(2026, 5, 1, tzinfo=UTC)
+    house.run("clean")
+    assert devices(house, 4001) == 0
+    assert linked(house, "k1", 8100) == set()
+    answer = house.event("", cookie=U1)
+    assert (answer.json["uuid"], answer.cookie) == (U1, U1)
+    assert (counts(house, U1), mapped(house, U1)) == ({}, [])
+    assert house.event(f"d_uuid={U2}").codes == [171]
+    house.run("check")

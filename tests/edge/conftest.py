@@ -12,7 +12,7 @@ SETTINGS = """
 proxies = ["127.0.0.1"]
 node = "node-3"
 deny_calls = 0
-deny_sources = ["7009"]
+deny_sources = ["7009", "barred"]
 """
 
 
@@ -25,6 +25,7 @@ def called(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         source(7010, integrationCode="plain", supportsAuthenticatedProfile=False),
         source(7011, integrationCode="asleep", status="INACTIVE"),
         source(7012, integrationCode="lgd", defaultAuthState=1),
+        source(8400, "COOKIE", integrationCode="barred", redirectHosts=["p.example"]),
         source(8300, "COOKIE", redirectHosts=["*.match.example"]),
         source(9100 + 200, "COOKIE", integrationCode="twice"),
     ]

@@ -123,19 +123,27 @@ class House(Product):
         return asyncio.run(answered(edge or self.edge, scope, content))
 
     def call_raw(
-        self, headers: list[tuple[bytes, bytes]], path: bytes = b"/event", client: str = "", scheme: str = "https"
+        self,
+        headers: list[tuple[bytes, bytes]],
+        target: bytes = b"/event",
+        client: str = "",
+        *,
+        scheme: str = "https",
+        method: str = "GET",
+        body: bytes = b"",
     ) -> Response:
-        """A call with headers of any bytes."""
+        """A call with a target and headers of any bytes."""
+        path, _, query = target.partition(b"?")
         scope: MutableMapping[str, Any] = {
             "type": "http",
-            "method": "GET",
-            "raw_path": path.partition(b"?")[0],
-            "query_string": path.partition(b"?")[2],
+            "method": method,
+            "raw_path": path,
+            "query_string": query,
             "headers": headers,
             "scheme": scheme,
             "client": (client, 50_000) if client else None,
         }
-        return asyncio.run(answered(self.edge, scope, b""))
+        return asyncio.run(answered(self.edge, scope, body))
 
     def event(self, query: str, **more: Any) -> Response:
         """An event that wants JSON."""

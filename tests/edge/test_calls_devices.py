@@ -66,6 +66,15 @@ def test_the_cookie_among_others(called: House, form: str) -> None:
     assert found_uuid(called.event("", headers={"cookie": form.format(uuid)})) == uuid
 
 
+@pytest.mark.rule("RT-603", "RT-1511")
+def test_two_cookies_of_one_name(called: House) -> None:
+    one, two = someone(), someone()
+    assert found_uuid(called.event("", headers={"cookie": f"demdex={one}; demdex={two}"})) == one
+    assert found_uuid(called.event("", headers={"cookie": f"demdex=junk; demdex={two}"})) == two
+    for cookie in (f"demdex={one}; demdex=NOTARGET", f"demdex=NOTARGET; demdex={one}"):
+        assert called.event("", headers={"cookie": cookie}).codes == [171]
+
+
 @pytest.mark.rule("RT-604")
 def test_what_names_the_device_first(called: House) -> None:
     """Every pair of ways, the stronger one wins wherever it stands."""
@@ -207,9 +216,7 @@ def test_id(called: House) -> None:
     posted = called.call("/id", body=f"d_uuid={uuid}")
     assert posted.json["uuid"] == uuid
     script = called.call("/id?d_cb=Visitor.done", cookie=uuid)
-    assert script.first(
-        "content-type",
-    ).startswith("application/javascript")
+    assert (script.first("content-type") or "").startswith("application/javascript")
     assert script.body.startswith(b'Visitor.done({"d_mid":"')
     assert script.body.endswith(b"});")
 

@@ -12,6 +12,8 @@ import pytest
 from edge.house import U1, U2, House, acme, answered
 from edge.logged import logging, pairs
 from openaudience.edge import calls as calls_module
+from openaudience.edge.app import Edge
+from openaudience.edge.declared import declared
 from openaudience.errors import StoreUnavailable
 
 CLICK = "/event?d_event=click&d_rd=https%3A%2F%2Fshop.example%2F%3Fu%3D%25d_uuid%25"
@@ -63,7 +65,7 @@ def test_what_fails_fails_for_its_own_call_only(house: House, monkeypatch: pytes
             raise KeyError("a secret")
         return original(request, *rest)
 
-    original = calls_module.declared
+    original = declared
     monkeypatch.setattr(calls_module, "declared", poisoned)
     room = house.rooms["production"]
     device = room._device
@@ -92,9 +94,9 @@ def test_a_rate_limit_without_a_catalog(tmp_path: Path, monkeypatch: pytest.Monk
     house.close()
 
 
-def together(house: House, queries: list[str], edges: int = 1) -> list[dict[str, Any]]:
-    """Events that come at the same instant; answers in the order of the calls."""
-    everywhere = [house.edge, *(house.another_edge() for _ in range(edges - 1))]
+def together(house: House, queries: list[str], *more: Edge) -> list[dict[str, Any]]:
+    """Events that come at the same instant, to this edge and others in turn; answers in the order of the calls."""
+    edges = house.edge, *more
 
     async def run() -> list[dict[str, Any]]:
         async def one(number: int, query: str) -> dict[str, Any]:
@@ -102,18 +104,21 @@ def together(house: House, queries: list[str], edges: int = 1) -> list[dict[str,
                 "type": "http", "method": "GET", "raw_path": b"/event", "scheme": "https", "client": ("192.0.2.7", 1),
                 "query_string": f"d_rtbd=json&{query}".encode(), "headers": [(b"host", b"acme.edge.test")],
             }  # fmt: skip
-            return (await answered(everywhere[number % edges], scope, b"")).json
+            return (await answered(edges[number % len(edges)], scope, b"")).json
 
         return await asyncio.gather(*(one(*numbered) for numbered in enumerate(queries)))
 
     return asyncio.run(run())
 
 
-@pytest.mark.rule("RT-515")
+@pytest.mark.rule("RT-515", "RT-003")
 def test_calls_of_one_visitor_that_come_together(house: House) -> None:
     queries = [f"d_uuid={U1}&c_step=cart&d_cid={7001 + number % 8}%01m{number}" for number in range(80)]
+    rooms = house.rooms
     with logging(house) as stored:
-        answers = together(house, queries)
+        answers = together(house, queries, house.another_edge())
+    for room in rooms.values():
+        room.site.close()
     assert [answer.get("errors") for answer in answers] == [None] * 80
     assert len({answer["tid"] for answer in answers}) == 80
     assert sorted(pairs(call)[0] for call in stored) == sorted((7001 + n % 8, f"m{n}") for n in range(80))
@@ -147,6 +152,6 @@ def test_an_opt_out_holds_for_what_comes_right_behind(house: House) -> None:
             return (await answered(house.edge, scope, b"")).first("x-error") or ""
 
         event = (b"/event", f"d_uuid={U1}")
-        return await asyncio.gather(one(*event), one(b"/demoptout", f"d_uuid={U1}"), one(*event))
+        return list(await asyncio.gather(one(*event), one(b"/demoptout", f"d_uuid={U1}"), one(*event)))
 
     assert asyncio.run(run()) == ["", "171", "171"]

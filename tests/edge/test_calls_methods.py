@@ -223,9 +223,7 @@ def test_headers_that_all_answers_have(called: House) -> None:
         assert answer.all("strict-transport-security") == ["max-age=31536000; includeSubDomains"]
         (dcs,) = answer.all("dcs")
         assert re.fullmatch(r"node-3 [0-9]+\.[0-9]+.*", dcs)
-        if answer.status == 200 and answer.first(
-            "content-type",
-        ).startswith("application/json"):
+        if answer.status == 200 and (answer.first("content-type") or "").startswith("application/json"):
             assert answer.json["tid"] == tid
     assert len(seen) == 11
     assert called.call("/event", scheme="http").all("strict-transport-security") == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ REFUSED = "gdpr=1&gdpr_consent=CQdWToAQdWToAAfABBENB4EgAIAAAAAAAAYgEawAQEagAAAA"
 GRANTED = "gdpr=1&gdpr_consent=CQdWToAQdWToAAfABBENB4EgAIBAAAAAAAYgEawAQEagAAAA"
 
 
-def opted_out(house: House, query: str, **more: str | None) -> list[OptOut]:
+def opted_out(house: House, query: str, **more: Any) -> list[OptOut]:
     """What one opt-out call enters; its answer must be that of a partner's opt-out."""
     with logging(house) as stored:
         answer = house.call(f"/demoptout.jpg?d_rtbd=json&{query}", **more)

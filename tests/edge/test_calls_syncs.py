@@ -114,7 +114,7 @@ def test_a_match_that_gets_nothing(called: House, query: str) -> None:
 
 @pytest.mark.rule("RT-712", "RT-1603")
 def test_a_barred_data_source_gets_no_match(called: House) -> None:
-    for query in (f"dpid=7009&redir={GOOD}", f"dpid=7009&dpuuid=k&redir={GOOD}"):
+    for query in (f"dpid=8400&redir={GOOD}", f"dpid=8400&dpuuid=k&redir={GOOD}"):
         answer = called.call(f"/ibs:{query}", host="dpm", cookie=someone())
         assert answer.first("location") is None
         assert answer.pixel

@@ -185,6 +185,8 @@ def test_what_an_early_version_took_as_a_rule_is_no_segment_and_stands_in_nobody
         catalog.execute("DELETE FROM counters WHERE name IN ('evaluated', 'configuration')")
         for table in ("evaluations", "evaluated", "exports", "export_files", "export_baselines", "export_schedules"):
             catalog.execute(f"DROP TABLE {table}")
+        for column in ("pid", "first", "evaluation"):
+            catalog.execute(f"ALTER TABLE loads DROP COLUMN {column}")
         catalog.execute("UPDATE alembic_version SET version_num = '0004'")
     drop(product, "ftp_dpm_101_1700000000.sync", "a\t10\n")
     assert (members(product, 700), members(product, 701)) == ({"1"}, set())

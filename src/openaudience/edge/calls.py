@@ -139,13 +139,12 @@ class Room:
 
     def _read_cookie(self, visit: Visit) -> None:
         """RT-603, RT-608, RT-1511."""
-        found = _COOKIE.search(visit.headers.get("cookie", ""))
-        value = found[1].strip(' "') if found else ""
-        visit.marked = value == NOTARGET
+        values = [value.strip(' "') for value in _COOKIE.findall(visit.headers.get("cookie", ""))]
+        visit.marked = NOTARGET in values  # also where a browser holds two cookies of this name
         if visit.marked and visit.request.endpoint != "optout":
             raise visit.stop(codes.opted_out(NOTARGET))
-        if _AAM_ID.match(value) and not self._childlike(visit):
-            visit.cookie = value
+        if not self._childlike(visit):
+            visit.cookie = next((value for value in values if _AAM_ID.match(value)), None)
 
     @staticmethod
     def _childlike(visit: Visit) -> bool:

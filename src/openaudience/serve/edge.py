@@ -9,6 +9,7 @@ from dataclasses import asdict
 from functools import partial
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from openaudience.config import EdgeSection
 from openaudience.edge.app import Edge
@@ -23,8 +24,23 @@ from openaudience.serve.logs import described
 from openaudience.serve.state import FOLDER, Listening
 from openaudience.store.files import replace_text
 
+MOST_OF_A_TARGET = 60_000
+"""Bytes that are kept of a request target; the parser of targets takes no more than 65,535."""
 FLUSH_SECONDS = 5.0
 END_SECONDS = 3
+
+
+class Protocol(HttpToolsProtocol):
+    """HTTP as uvicorn reads it, except for request targets that it would refuse or cut.
+
+    Of one that is far too long, enough is kept for the edge to say so (RT-503). A raw ``#``, which a caller ought to
+    have encoded, is part of a value; taken for a fragment it would cut an ID short.
+    """
+
+    def on_url(self, url: bytes) -> None:
+        room = MOST_OF_A_TARGET - len(self.url)
+        if room > 0:
+            super().on_url(url[:room].replace(b"#", b"%23"))
 
 
 def edge(life: Life, home: Home) -> None:
@@ -74,7 +90,7 @@ def config(application: Edge, settings: EdgeSection) -> uvicorn.Config:
         lifespan="off",
         ws="none",
         loop="uvloop",
-        http="httptools",
+        http=Protocol,
         proxy_headers=False,
         ssl_certfile=settings.certificate or None,
         ssl_keyfile=settings.private_key or None,
