@@ -113,6 +113,9 @@ class Layout:
     pii_values: bool = False
 
 
+SHARED_HOSTS = frozenset({"dpm", "www", "dcs-beta"})
+"""What stands before the edge domain in the hosts that are no partner's own (20 §0)."""
+
 REASONS: tuple[str, ...] = (
     "",
     # format error, in the order of the checks (IN-86)

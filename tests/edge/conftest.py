@@ -38,6 +38,9 @@ def called(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         trait(4010, 8100, 'c_one == "1" AND c_two == "2"'),
         trait(4009, 8100, 'c_off == "1"', status="INACTIVE"),
     ]
+    acme_["segments"].append(
+        {"sid": 6003, "name": "S6003", "dataSourceId": 8100, "segmentRule": "4007T", "legacyId": 77}
+    )
     bolt["refererHosts"] = ["bolt.example"]
     bolt["dataSources"] += [
         source(9102, allowDataSharing=True, redirectHosts=["b.example"]),

@@ -10,7 +10,7 @@ from edge.logged import UUID, logging, pairs, someone
 GAID = "381e9c40-52ab-4f3d-9e08-1b6c2d3e4f50"
 
 
-@pytest.mark.rule("RT-801", "RT-802", "RT-803", "RT-804", "RT-105", "RT-114", "RT-806")
+@pytest.mark.rule("RT-801", "RT-802", "RT-803", "RT-804", "RT-105", "RT-106", "RT-114", "RT-806", "RT-1102")
 @pytest.mark.parametrize(("query", "wanted"), [
     ("d_cid=7001%01a", [(7001, "a", 0)]),
     ("d_cid=7001%2501a%25012", [(7001, "a", 2)]),

@@ -189,7 +189,7 @@ def test_what_a_callback_is_given_is_safe_in_a_page(called: House) -> None:
     assert plain.json["errors"][0]["msg"] == told
 
 
-@pytest.mark.rule("RT-1105", "RT-1206")
+@pytest.mark.rule("RT-1105", "RT-1206", "RT-1207", "RT-109")
 def test_segments_only_where_they_are_switched_on(called: House) -> None:
     for query in ("d_cts=1", "d_cts=2"):
         assert {"traits", "segments"} <= set(called.event(query).json)
@@ -198,7 +198,9 @@ def test_segments_only_where_they_are_switched_on(called: House) -> None:
     for query in ("", "d_cts=", "d_cts=0", "d_cts=3", "d_cts=true"):
         assert not {"traits", "segments"} & set(called.event(query).json)
     asked = called.event("d_cts=1&c_step=cart&c_colour=teal").json
-    assert (asked["traits"], asked["segments"]) == ([4001, 4002], [6001])
+    assert (asked["traits"], asked["segments"]) == ([4001, 4002], [6001])  # it has no legacy ID
+    assert called.event("d_cts=1&step=plain").json["segments"] == [77]
+    assert called.event("d_cts=2&step=plain").json["segments"] == [6003]
 
 
 @pytest.mark.rule("RT-1104", "RT-1205", "RT-1106", "RT-1210")
@@ -254,3 +256,17 @@ def test_clicks(called: House) -> None:
         assert (marked.first("location"), marked.first("x-error")) == ("https://shop.example/?u=", "171")
     assert stored == []
     assert called.call(f"/event?d_event=click&d_rd={link}&c_x=%", cookie=uuid).pixel
+
+
+@pytest.mark.rule("RT-2001", "RT-1003")
+def test_impressions(called: House) -> None:
+    names = ["d_src", "d_site", "d_creative", "d_adgroup", "d_placement", "d_campaign", "d_adsrc", "d_bu"]
+    gaid = f"{someone()[-8:]}-52ab-4f3d-9e08-1b6c2d3e4f50"
+    query = "&".join(f"{name}={number}" for number, name in enumerate(names))
+    with logging(called) as stored:
+        answer = called.call(f"/event?d_event=imp&{query}&d_cid=20914%01{gaid}")
+    assert answer.pixel
+    (call,) = stored
+    assert [(one.key, one.value) for one in call.sent] == [
+        ("d_event", "imp"), *((name, str(number)) for number, name in enumerate(names))]  # fmt: skip
+    assert [(one.dpid, one.id) for one in call.pairs] == [(20914, gaid)]

@@ -14,7 +14,8 @@ from edge.logged import logging, pairs
 from openaudience.edge import calls as calls_module
 from openaudience.edge.app import Edge
 from openaudience.edge.declared import declared
-from openaudience.errors import StoreUnavailable
+from openaudience.edge.visitors import Visitors
+from openaudience.errors import StoreUnavailable, SystemFailure
 
 CLICK = "/event?d_event=click&d_rd=https%3A%2F%2Fshop.example%2F%3Fu%3D%25d_uuid%25"
 UNSPECIFIED = [{"code": 0, "msg": "Unspecified error"}]
@@ -92,6 +93,29 @@ def test_a_rate_limit_without_a_catalog(tmp_path: Path, monkeypatch: pytest.Monk
         assert house.event("").codes == [0]
     assert house.event("").codes == []
     house.close()
+
+
+@pytest.mark.rule("RT-1403", "RT-1415", "RT-501")
+def test_traits_and_segments_that_cannot_be_told(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise ValueError("a secret")
+
+    def damaged(*_: Any) -> Any:
+        raise SystemFailure("a file of the index is gone")
+
+    query = f"d_uuid={U1}&d_cid=7001%01z&c_step=cart&d_cts=2"
+    with logging(house) as stored, monkeypatch.context() as patched:
+        patched.setattr(calls_module, "record", broken)
+        answer = house.event(query).json
+        assert answer["errors"] == [{"code": 10, "msg": "Unable to evaluate traits"}]
+        assert (answer["uuid"], answer["traits"]) == (U1, [])
+    assert [(pairs(call), call.realized) for call in stored] == [([(7001, "z")], ())]
+    with logging(house) as stored, monkeypatch.context() as patched:
+        patched.setattr(Visitors, "segments", damaged)
+        answer = house.event(query).json
+        assert answer["errors"] == [{"code": 200, "msg": f"Cannot read traits from profile cache for id: {U1}"}]
+        assert (answer["uuid"], answer["traits"], answer["segments"]) == (U1, [4001], [])
+    assert [len(call.realized) for call in stored] == [1]
 
 
 def together(house: House, queries: list[str], *more: Edge) -> list[dict[str, Any]]:

@@ -9,35 +9,26 @@ import pytest
 from edge.house import FORM, House
 from edge.logged import logging, someone
 
-NAMES = b"""d_cid d_cid_ic d_uuid d_mid d_orgid dpid dpuuid d_dpid d_dpuuid d_rtbd d_cb d_cts d_dst d_jsonv d_sid d_tdpid
-d_tdpid_ic d_coppa d_event d_rd redir gdpr gdpr_consent c_step c_colour p_score h_host h_x d_nsid _ts c_ x d_rd%3Dhttp
+NAMES = b"""
+d_cid d_cid_ic d_uuid d_mid d_orgid dpid dpuuid d_dpid d_dpuuid d_rtbd d_cb d_cts d_dst d_jsonv d_sid d_tdpid d_tdpid_ic
+d_coppa d_event d_rd redir gdpr gdpr_consent c_step c_colour p_score h_host h_x d_nsid _ts c_ x d_rd%3Dhttp
 """.split()
-VALUES = (
-    b"""json 1 0 -1 7001%01a 7001%2501b%25011 crm%01c%012 8100%01d 9101%01e 20914%01381e9c40-52ab-4f3d-9e08-1b6c2d3e4f50
-20915%01x 8100 7001 99999999999999999999999999 f f( true click imp cart teal,red %22a,b%22 %E2%82%AC %00 %01 %0D%0A %20 +
+VALUES = b"""
+json 1 0 -1 7001%01a 7001%2501b%25011 crm%01c%012 8100%01d 9101%01e 20914%01381e9c40-52ab-4f3d-9e08-1b6c2d3e4f50
+20915%01x 8100 7001 99999999999999999999999999 f f( true click imp cart teal,red %22a,b%22 %E2%82%AC %00 %01 %0D%0A
 https%3A%2F%2Fshop.example%2F%25d_uuid%25 https://p.example/?${DD_UUID} javascript:alert(1) //evil 4001 6001,4001
-53A16ACB5CC1D3760A495C99%40AdobeOrg NONE%40NoOrg jo%40example.org 123 ${GDPR} %%%, ,,, %F0%9F%92%A9
+53A16ACB5CC1D3760A495C99%40AdobeOrg NONE%40NoOrg jo%40example.org 123 ${GDPR} %20 + ,,, %%%, %F0%9F%92%A9
 CQdWToAQdWToAAfABBENB4EgAIAAAAAAAAYgEawAQEagAAAA CQdWToAQdWToAAfABBENB4EgAIBAAAAAAAYgEawAQEagAAAA
 """.split()
-    + [b"", b"9" * 38, b"9" * 400, b"%01" * 50]
-)
-STARTS = (
-    b"/event?",
-    b"/ibs:",
-    b"/ibs?",
-    b"/ibs%3a",
-    b"/id?",
-    b"/demoptout?",
-    b"/demoptout.jpg?",
-    b"/x?",
-    b"/",
-    b"?",
-    b"",
-)
-HOSTS = (b"acme.edge.test", b"bolt.edge.test:80", b"dpm.edge.test", b"www.edge.test", b"dcs-beta.edge.test", b"", b"[::1]:1",
-         b"\xff", b"a b", b":", b"]", b"x.example")  # fmt: skip
-HEADERS = (b"origin", b"referer", b"cookie", b"x-forwarded-for", b"x-forwarded-proto", b"user-agent", b"content-length",
-           b"content-type", b"accept-encoding", b"if-none-match", b"access-control-request-headers", b"date")  # fmt: skip
+VALUES += [b"", b"9" * 38, b"9" * 400, b"%01" * 50]
+STARTS = b"/event? /ibs: /ibs? /ibs%3a /id? /demoptout? /demoptout.jpg? /x? / ?".split()
+HOSTS = b"acme.edge.test bolt.edge.test:80 dpm.edge.test www.edge.test dcs-beta.edge.test [::1]:1 \xff : ] x.y".split()
+HEADERS = b"""
+origin referer cookie x-forwarded-for x-forwarded-proto user-agent content-length content-type accept-encoding date
+if-none-match access-control-request-headers
+""".split()
+SENT = [b"demdex=NOTARGET", b"demdex=", b"https", b"https://shop.example/p", b"1", b"9" * 5_000, FORM.encode()]
+SENT += [b"text/plain", b"gzip", b"10.0.0.1, x, [::1]:80", b",", b"null", b""]
 
 
 def junk(random: Random) -> bytes:
@@ -59,11 +50,12 @@ def parameters(random: Random) -> bytes:
 
 
 def headers(random: Random, uuid: bytes) -> list[tuple[bytes, bytes]]:
-    values = (b"demdex=" + uuid, b"demdex=NOTARGET", b"demdex=", b"https", b"https://shop.example/p", b"1", b"9" * 5_000,
-              FORM.encode(), b"text/plain", b"gzip", b"10.0.0.1, x, [::1]:80", b",", b"null")  # fmt: skip
+    """Any that HTTP can carry."""
     found = [(b"host", random.choice(HOSTS))] if random.random() < 0.95 else []
     for _ in range(random.randrange(5)):
-        value = junk(random) if random.random() < 0.2 else random.choice(values)
+        value = random.choice([*SENT, b"demdex=" + uuid])
+        if random.random() < 0.2:
+            value = bytes(byte for byte in junk(random) if byte >= 32)
         found.append((random.choice(HEADERS), value))
     random.shuffle(found)
     return found
@@ -84,10 +76,7 @@ def fuzz(house: House, seed: int, rounds: int) -> None:
             answer = house.call_raw(sent, target, client, method=method, body=body or b"")
             assert answer.status in (200, 204, 302, 404, 405, 413, 414), target
             assert "0" not in (answer.first("x-error") or "").split(","), target
-            for name, value in answer.headers:
-                assert not set("\r\n\0") & set(
-                    name + value.replace("\0", "") if name.startswith("access") else name + value
-                )
+            assert not {"\r", "\n", "\0"} & set("".join(name + value for name, value in answer.headers)), target
     assert house.troubles == []
     for call in stored:
         for pair in call.pairs:

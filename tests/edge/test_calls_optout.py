@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
-from edge.house import House
+from edge.house import House, acme
 from edge.logged import logging, pairs, someone
 from openaudience.calls.model import OptOut
 from openaudience.identity.ecid import to_ecid
@@ -178,7 +180,7 @@ def test_the_mark_stops_whatever_else_a_call_says(called: House) -> None:
     assert stored == []
 
 
-@pytest.mark.rule("RT-1512")
+@pytest.mark.rule("RT-1512", "RT-1513", "RT-1809")
 def test_nobody_is_opted_in_again(called: House) -> None:
     uuid = someone()
     called.call(f"/demoptout?d_uuid={uuid}")
@@ -233,3 +235,25 @@ def test_refusal_without_a_partner_or_a_string(called: House) -> None:
     with logging(called) as stored:
         called.call(f"/ibs:dpid=8100&dpuuid=k&{REFUSED}&d_orgid={ACME_ORG}", host="dpm", cookie=uuid)
     assert [(0, uuid)] == [(one.dpid, one.id) for call in stored for one in call.optouts if not one.dpid]
+
+
+@pytest.mark.rule("RT-1807", "RT-1432", "RT-1433")
+def test_strings_of_managers_that_are_on_no_list(tmp_path: Path) -> None:
+    listed = tmp_path / "cmps.json"
+    listed.write_text('{"cmps": {"31": {"id": 31, "name": "gone", "deletedDate": "2026-01-01T00:00:00Z"}}}')
+    house = House(tmp_path / "home", acme(), f'[tcf]\ncmp_list = "{listed}"')
+    target = quote("https://p.example/?g=${GDPR}&c=${GDPR_CONSENT_565}", safe="")
+    for string in (REFUSED, GRANTED):
+        answer = house.event(f"{string}&c_step=cart", cookie=someone())
+        assert answer.json["errors"] == [{"code": 314, "msg": "CMP ID is marked as deleted in GCL"}]
+        assert (answer.json["stuff"], answer.first("x-error")) == ([], "314")
+        sync = house.call(f"/ibs:dpid=8100&dpuuid=k&redir={target}&{string}", host="dpm", cookie=someone())
+        assert (sync.first("location"), sync.first("x-error")) == ("https://p.example/?g=0&c=", "314")
+        # a warning of consent stays where a provider gets the device's ID
+        match = house.call(f"/ibs:dpid=8100&redir={target}&{string}", host="dpm", cookie=someone())
+        assert (match.first("location"), match.first("x-error")) == ("https://p.example/?g=0&c=", "314")
+    listed.write_text('{"cmps": {}}')
+    assert house.event(REFUSED, cookie=someone()).json["errors"] == [
+        {"code": 313, "msg": "CMP ID is not present in GCL"}
+    ]
+    house.close()

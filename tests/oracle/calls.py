@@ -33,7 +33,7 @@ Frequency = Callable[[int, int | None], int]
 
 @dataclass(frozen=True)
 class Call:
-    """What came: ``declared`` are (DPID, ID, state) in the order sent; ``named`` by d_uuid, ``cookie`` by the browser."""
+    """What came: ``declared`` as (DPID, ID, state) in their order, ``named`` by d_uuid, ``cookie`` of the browser."""
 
     pid: int
     endpoint: str
@@ -113,7 +113,7 @@ class State:
             self.realize(who, sid, call.at)
 
     def file(self, file: File) -> None:
-        for first, second in file.rows:
+        for first, _ in file.rows:
             if file.dpid == 0 or file.sync:
                 # for good, whatever becomes of the file (RT-609)
                 self.unsure.discard(first)
@@ -213,7 +213,9 @@ class Segment:
 
 SEGMENTS = (
     Segment(6001, ACME, "4001T AND NOT 4003T", lambda held, often: held(4001) and not held(4003)),
-    Segment(6002, ACME, "frequency([4001T, 4003T]) >= 3", lambda held, often: often(4001, None) + often(4003, None) > 2),
+    Segment(
+        6002, ACME, "frequency([4001T, 4003T]) >= 3", lambda held, often: often(4001, None) + often(4003, None) > 2
+    ),
     Segment(6003, ACME, "4101T AND frequency([4001T]) >= 2", lambda h, often: h(4101) and often(4001, None) > 1, True),
     Segment(6004, ACME, "4001T OR 4003T", lambda held, often: held(4001) or held(4003), True),
     Segment(6005, ACME, "frequency([4002T] <= 1D) >= 2", lambda held, often: often(4002, 1) > 1, timed=True),
@@ -329,12 +331,15 @@ class Model:
         return segment.holds(lambda sid: any(sid in traits for traits in alive), often)
 
     def visitor(self, uuid: str) -> list[int]:
-        """The segments of acme's M1 that a caller is told to be in, provisional or not (QL-903)."""
-        return [
-            segment.sid
-            for segment in SEGMENTS
-            if segment.pid == ACME and not segment.merged and self._inside(segment, [(0, uuid)])
-        ]
+        """The segments of acme that a caller is told to be in, provisional or not (QL-903)."""
+        last = self.state.last_authenticated(uuid, CRM)
+        found = []
+        for segment in SEGMENTS:
+            together = [(0, uuid)] if last is None or not segment.merged else [(0, uuid), last]
+            counting = [who for who in together if not self.state.is_out(segment.pid, who)]
+            if segment.pid == ACME and self._inside(segment, counting):
+                found.append(segment.sid)
+        return found
 
 
 def workspace() -> dict[str, Any]:

@@ -18,9 +18,9 @@ from openaudience.calls.model import Call, OptOut, Origin, Realized, Sent
 from openaudience.home import Home
 from openaudience.runs import faults
 from openaudience.runs.draining import drained_calls
-from openaudience.runs.site import Site
+from openaudience.runs.site import DAY, Site
+from runs.ground import AT, LAST_LOGIN, call, cart, made, pair, saying
 from runs.killing import KILLED, NOW, Server, command, visible
-from runs.test_draining import AT, DAY, LAST_LOGIN, call, cart, made, pair, saying
 
 SENT = (Sent("c_step", "cart", True), Sent("c_x", "1", False))
 BOTH = (Realized(4001), Realized(4002))
@@ -92,14 +92,9 @@ def seen(home: Path, *, proof: bool = False) -> dict[str, Any]:
 
 PARTS = ("ids", "links", "realizations", "touches", "optouts", "memberships")
 FEW = (
-    "drain.applied",
-    "realizations.committed",
     "tables-committed",
-    "drain.judged",
     "manifest-written",
     "drain.decided",
-    "publish.done",
-    "settled",
     "calls.settled",
     "drain.decided:2",
     "drain.judged:3",
@@ -148,9 +143,7 @@ def undisturbed(waiting: Path, tmp_path_factory: pytest.TempPathFactory) -> Outc
 
 
 @pytest.mark.rule("RT-004", "OP-60")
-@pytest.mark.parametrize(
-    "point", [one if one in FEW else pytest.param(one, marks=pytest.mark.long) for one in POINTS]
-)
+@pytest.mark.parametrize("point", [one if one in FEW else pytest.param(one, marks=pytest.mark.long) for one in POINTS])
 def test_killed_at(point: str, waiting: Path, server: Server, undisturbed: Outcome, tmp_path: Path) -> None:
     home = Path(shutil.copytree(waiting, tmp_path / "home"))
     assert server.run(home, ["traits"], point) == KILLED, f"a drain does not reach {point}"
@@ -179,9 +172,7 @@ def test_calls_after_a_kill_before_anything_else(
 @pytest.mark.long
 @pytest.mark.rule("RT-004", "OP-60")
 @pytest.mark.parametrize("seed", range(30))
-def test_killed_again_and_again(
-    seed: int, waiting: Path, server: Server, undisturbed: Outcome, tmp_path: Path
-) -> None:
+def test_killed_again_and_again(seed: int, waiting: Path, server: Server, undisturbed: Outcome, tmp_path: Path) -> None:
     """Whatever the command that finishes the work of the dead one does, it may die, too."""
     chance = Random(seed)
     home = Path(shutil.copytree(waiting, tmp_path / "home"))

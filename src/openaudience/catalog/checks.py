@@ -21,6 +21,7 @@ from openaudience.config import LimitsSection
 from openaudience.errors import Mistake, RuleError
 from openaudience.rules.segments import parse_segment
 from openaudience.rules.traits import check as check_rule
+from openaudience.vocabulary import SHARED_HOSTS
 
 ADVISED_AGAINST = {",": "comma", "-": "hyphen", "–": "dash", "—": "dash", "|": "vertical bar"}
 
@@ -78,6 +79,14 @@ def check(plan: Planner, limits: LimitsSection, warnings: list[Mistake]) -> None
         ),
         "integrationCode",
     )
+    _unique(
+        plan,
+        "partner",
+        lambda entry: (0, entry.document.get("orgId")),
+        lambda entry: f"orgId: another partner has {entry.document['orgId']!r}; an organisation is one partner",
+        "orgId",
+    )
+    _aliases(plan)
     for name, switch in (("trait", "uniqueTraitIntegrationCodes"), ("segment", "uniqueSegmentIntegrationCodes")):
         _codes(plan, name, switch)
     for name in FOLDER_TREES:
@@ -148,6 +157,25 @@ def _partner(plan: Planner, given: Given) -> None:
         plan.report(
             given.at("name"), f"name: {len(name.encode())} bytes; a drop-off folder's name has at most {LONGEST_FOLDER}"
         )
+
+
+def _aliases(plan: Planner) -> None:
+    """Every partner has hosts of its own, and none of those that stand for all (RT-001, RT-002)."""
+    holders: dict[str, list[Entry]] = {}
+    aliases: set[str] = set()
+    for entry in plan.new.entries["partner"].values():
+        own = {alias.lower() for alias in entry.document.get("aliases") or ()}
+        aliases |= own
+        for host in {entry.name.lower(), *own}:
+            holders.setdefault(host, []).append(entry)
+    for host, entries in sorted(holders.items()):
+        if host in SHARED_HOSTS:
+            text = f"aliases: {host!r} is a host of all partners; choose another name or alias"
+            for entry in entries:
+                _report_doubles(plan, "partner", [entry, entry], lambda _, text=text: text, "aliases")  # type: ignore[misc]
+        elif host in aliases:
+            text = f"aliases: another partner is known by {host!r}; choose another"
+            _report_doubles(plan, "partner", entries, lambda _, text=text: text, "aliases")  # type: ignore[misc]
 
 
 def _data_source(plan: Planner, given: Given) -> None:

@@ -95,6 +95,7 @@ def common(tid: str, node: str, faults: Sequence[Fault], origin: bytes | None, *
         headers += [
             (b"access-control-allow-origin", origin),
             (b"access-control-allow-credentials", b"true"),
+            (b"access-control-expose-headers", b"X-Error, X-TID"),
             (b"vary", b"Origin"),
         ]
     return headers

@@ -31,13 +31,11 @@ from openaudience.edge.visit import Place, Stop, Visit
 from openaudience.errors import OpenAudienceError
 from openaudience.identity import ecid
 from openaudience.runs.site import Site
-from openaudience.vocabulary import IdKind
+from openaudience.vocabulary import SHARED_HOSTS, IdKind
 
 _AAM_ID = re.compile(r"[0-9]{38}\Z")
 _DPID = re.compile(r"[1-9][0-9]{0,17}\Z")
 _COOKIE = re.compile(r"(?:^|;)\s*demdex=([^;]*)")
-SHARED_HOSTS = frozenset({"dpm", "www", "dcs-beta"})
-"""Labels of hosts that are no partner's own (section 0)."""
 _ORIGINS = {"event": Origin.EVENT, "ibs": Origin.IBS, "id": Origin.ID, "optout": Origin.EVENT}
 
 Finish = Callable[[], Answer]

@@ -8,10 +8,11 @@ no visitor realises anything after an earlier call of the same portion, so that 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -121,7 +122,10 @@ class Drain:
         self.site = site
         self.upto = calls[-1][0]
         self._memberships = memberships
-        self._calls = [call for _, call in calls]
+        with site.reading() as session:
+            sources = site.catalog.data_sources(session).keys()
+        traits = memberships.definitions().audiences.traits.keys()
+        self._calls = [_of_the_living(call, sources, traits) for _, call in calls]
         self.at = max(site.floor(), max(call.at for call in self._calls))
         self.draft = Draft(site.generations, site.current()[0])
         self.loads: list[Load] = []
@@ -419,7 +423,9 @@ class Drain:
         self.draft.put_traits(namespace, changes(bitmaps, {}))
         self._touched.sids.update(bitmaps)
         self._touched.profile(namespace, stored)
-        if self._memberships.definitions().by_activity:
+        definitions = self._memberships.definitions()
+        # time may have changed what callers are in, whatever their calls said (QL-515)
+        if definitions.by_activity or definitions.windowed:
             self._touched.profile(namespace, everybody)
         if namespace == DEVICES:
             for (ordinal, *_), kind in zip(touched, kinds, strict=True):
@@ -463,6 +469,18 @@ class Drain:
             self._touched.opted_out(pid, dpid, some)
         for pid, layer in layers.items():
             self.draft.put_optouts(pid, layer)
+
+
+def _of_the_living(call: Call, sources: Set[int], traits: Set[int]) -> Call:
+    """What a call says without the data sources and traits that were deleted since (RT-219, RT-1946)."""
+    there = {DEVICES, *sources}
+    return msgspec.structs.replace(
+        call,
+        pairs=tuple(one for one in call.pairs if one.dpid in there),
+        customers=tuple(one for one in call.customers if one.dpid in there),
+        realized=tuple(one for one in call.realized if one.dpid in there and one.sid in traits),
+        optouts=tuple(one for one in call.optouts if one.dpid in there),
+    )
 
 
 def _kind(namespace: int, ordinal: int, presented: bool, known: BitMap, provisional: BitMap) -> int:
