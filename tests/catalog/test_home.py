@@ -52,6 +52,8 @@ def test_a_home_of_an_older_version_closes_its_catalog(tmp_path: Path) -> None:
         exports = ("exports", "export_files", "export_baselines", "export_schedules")
         for table in (*later, *exports):
             connection.execute(text(f"DROP TABLE {table}"))
+        for column in ("pid", "first", "evaluation"):
+            connection.execute(text(f"ALTER TABLE loads DROP COLUMN {column}"))
         connection.execute(text("DROP INDEX ix_documents_name"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0003'"))
     (path / "catalog.db").chmod(0o644)
