@@ -155,7 +155,9 @@ WITHOUT = ("loads", "counts", "realized")
 
 
 @pytest.mark.rule("RT-004", "OP-60", "RT-003")
-@pytest.mark.parametrize("point", AND_LATER)
+@pytest.mark.parametrize(
+    "point", [*AND_LATER[:2], *(pytest.param(point, marks=pytest.mark.long) for point in AND_LATER[2:])]
+)
 def test_calls_after_a_kill_before_anything_else(
     point: str, waiting: Path, server: Server, undisturbed: Outcome, tmp_path: Path
 ) -> None:
