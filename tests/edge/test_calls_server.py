@@ -17,7 +17,8 @@ import uvicorn
 from dropoff.servers import certificate
 from edge.house import House, acme
 from edge.logged import logging, pairs, someone
-from openaudience.serve.edge import bound, config
+from openaudience.serve.edge import config
+from openaudience.serve.sockets import bound
 
 HOST = b"Host: acme.edge.test\r\n"
 CLOSE = b"Connection: close\r\n"
@@ -28,7 +29,7 @@ SECONDS = 20
 @contextmanager
 def served(house: House) -> Iterator[int]:
     """The port of a server with the very settings of ``openaudience serve``."""
-    listening = bound("127.0.0.1", 0)
+    listening = bound("edge", "127.0.0.1", 0)
     server = uvicorn.Server(config(house.edge, house.opened.settings.edge))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()

@@ -82,7 +82,7 @@ def test_every_door_is_named_once_it_is_open_and_ready_comes_last(everything: Al
     doors = [(one["door"], one.get("environment")) for one in first]
     both = ("production", "beta")
     assert sorted(doors, key=str) == sorted(
-        [*((door, name) for door in ("ftp", "sftp", "folder") for name in both), ("web", None)], key=str
+        [*((door, name) for door in ("ftp", "sftp", "folder") for name in both), ("edge", None), ("web", None)], key=str
     )
     for one in first:
         if "port" in one:
@@ -131,7 +131,7 @@ def test_health_readiness_and_metrics(everything: All) -> None:
     document = json.loads(text)
     assert (status, document["ready"]) == (200, True), text
     assert set(document["checks"]) == {
-        "disk", "catalog", "ftp", "sftp", "intake", "worker-production", "worker-beta", "mail", "export", "web",
+        "disk", "catalog", "ftp", "sftp", "intake", "worker-production", "worker-beta", "mail", "export", "edge", "web",
     }  # fmt: skip
     files = everything.ledger.files()
     received = sum(receipt["records_received"] for receipt in everything.ledger.receipts())

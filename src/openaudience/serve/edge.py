@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from dataclasses import asdict
 from functools import partial
 
@@ -21,6 +20,7 @@ from openaudience.runs.site import Site
 from openaudience.serve.figures import FIGURES
 from openaudience.serve.life import Life
 from openaudience.serve.logs import described
+from openaudience.serve.sockets import bound
 from openaudience.serve.state import FOLDER, Listening
 from openaudience.store.files import replace_text
 
@@ -51,7 +51,7 @@ def edge(life: Life, home: Home) -> None:
     try:
         rooms = {site.name: Room(site, settings, consent, home.clock) for site in sites}
         application = Edge(rooms, settings, home.clock, partial(_trouble, life))
-        with bound(settings.edge.listen, settings.edge.port) as listening:
+        with bound("edge", settings.edge.listen, settings.edge.port, shared=settings.edge.workers > 1) as listening:
             server = uvicorn.Server(config(application, settings.edge))
 
             def serve() -> None:
@@ -96,18 +96,6 @@ def config(application: Edge, settings: EdgeSection) -> uvicorn.Config:
         ssl_keyfile=settings.private_key or None,
         timeout_graceful_shutdown=END_SECONDS,
     )
-
-
-def bound(address: str, port: int) -> socket.socket:
-    """A listening socket that other edge processes may share; port 0 is any free one. Raises SystemFailure."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    try:
-        return socket.create_server((address, port), family=family, backlog=1024, reuse_port=True)
-    except OSError as error:
-        raise SystemFailure(
-            f"edge.listen, edge.port: {address}:{port} cannot be listened on: {error.strerror}; end the program that "
-            "uses it, or choose another port in openaudience.toml"
-        ) from None
 
 
 def _trouble(life: Life, error: Exception | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from functools import partial
 
 import uvicorn
@@ -18,6 +17,7 @@ from openaudience.home import Home
 from openaudience.serve.figures import Figures
 from openaudience.serve.life import Life
 from openaudience.serve.readiness import checks, failing_exports, mails
+from openaudience.serve.sockets import bound
 from openaudience.serve.state import Listening
 
 COUNT_SECONDS = 10.0
@@ -28,7 +28,7 @@ MOST_AT_ONCE = 200
 def web(life: Life, home: Home) -> None:
     """The body of the part ``web``."""
     settings = home.settings.web
-    with bound(settings.listen, settings.port) as listening:
+    with bound("web", settings.listen, settings.port) as listening:
         figures = Figures(home)
         server = uvicorn.Server(
             uvicorn.Config(
@@ -61,19 +61,6 @@ def web(life: Life, home: Home) -> None:
         address, port = listening.getsockname()[:2]
         life.ready(Listening("web", address, port=port))
         life.together({"http": serve, "end": end, "figures": partial(life.repeat, "figures", count)})
-
-
-def bound(address: str, port: int) -> socket.socket:
-    """A listening socket; port 0 is any free one. Raises SystemFailure that names the port."""
-    try:
-        return socket.create_server(
-            (address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET, backlog=128
-        )
-    except OSError as error:
-        raise SystemFailure(
-            f"web.listen, web.port: {address}:{port} cannot be listened on: {error.strerror}; end the program that "
-            "uses it, or choose another port in openaudience.toml"
-        ) from None
 
 
 def application(home: Home, figures: Figures) -> Starlette:
