@@ -256,7 +256,7 @@ def seen_now(site: Site) -> dict[int, set[tuple[int, int]]]:
 
 
 @pytest.mark.rule("QL-1101", "QL-1103", "QL-1105", "QL-1106", "QL-1108", "UI-81", "UI-84", "QL-605")
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_windows_are_what_was_there_at_the_midnights(product: Product, seed: int) -> None:
     rng = Random(seed)
     sync(product, 60, "".join(f"{UUIDS[number]}\tk{number // 2}\n" for number in range(6)))

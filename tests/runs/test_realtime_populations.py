@@ -287,7 +287,7 @@ def test_calls_of_customers(product: Product) -> None:
 
 
 @pytest.mark.rule("QL-1104", "QL-1101", "QL-1102", "UI-81")
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_windows_are_what_each_call_saw(product: Product, seed: int) -> None:
     """A history of calls and files, drained several at a time, against the rules of the segments told call by call."""
     rng = Random(seed)

@@ -435,7 +435,7 @@ class Drain:
         """Devices that are known now, those that count nowhere yet, and those that count from now on (RT-609)."""
         presented = BitMap(ordinal for ordinal, sure in devices.items() if sure)
         unsure = BitMap(devices) - presented
-        # made by another file of the same portion's past: known devices are provisional only if they were
+        # a device that was known before is provisional only if it was
         came, went = (unsure - known) - provisional, presented & provisional
         self.draft.put_provisional(came, went)
         self.draft.put_known(BitMap(devices))
