@@ -33,7 +33,7 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	@sh scripts/system-tools.sh
-	@$(PYTHON_IN_VENV) -m pytest -n $(WORKERS) --dist loadfile -m "not long" $(TESTS)
+	@$(PYTHON_IN_VENV) -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not long" $(TESTS)
 
 test-long: $(INSTALLED)
 	@sh scripts/system-tools.sh
