@@ -32,7 +32,7 @@ def check(seed: int, count: int, folder: Path) -> None:
 
 
 @pytest.mark.rule("IN-80", "IN-81", "IN-86", "IN-87", "IN-88", "UI-28")
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [*range(2), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(2, 4))])
 def test_receipts_add_up(seed: int, tmp_path: Path) -> None:
     check(seed, 50, tmp_path)
 

@@ -107,7 +107,7 @@ def office(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Office]:
 
 
 @pytest.mark.rule("OB-67", "OB-76", "OB-77", "OB-209", "OB-210", "OP-60")
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(3, 5))])
 def test_histories(seed: int, office: Office) -> None:
     history(random.Random(seed), office, 120)
 

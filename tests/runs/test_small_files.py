@@ -139,7 +139,7 @@ def outcomes(home: Path) -> Counter[tuple[Any, ...]]:
 
 
 @pytest.mark.rule("IN-07", "IN-08", "IN-52", "IN-55")
-@pytest.mark.parametrize(("seed", "count"), [(0, 30), pytest.param(2, 45, marks=pytest.mark.long)])
+@pytest.mark.parametrize(("seed", "count"), [(0, 18), pytest.param(2, 45, marks=pytest.mark.long)])
 def test_one_run_is_what_the_files_are_one_by_one(seed: int, count: int, tmp_path: Path) -> None:
     walk(seed, count, tmp_path)
 
