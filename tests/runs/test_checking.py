@@ -412,7 +412,7 @@ def test_wrong_counters_and_facts_are_named_and_left(
 @pytest.mark.rule("OP-22")
 def test_facts_in_many_ranges(product: Product, monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures do not depend on how much is looked at at once."""
-    monkeypatch.setattr("openaudience.runs.checking.MOST_IDS", 1)
+    monkeypatch.setattr("openaudience.runs.checking_ids.MOST_IDS", 1)
     without_index(product)
     before = parts(said(product, status=0))
     assert "ids/101" in before

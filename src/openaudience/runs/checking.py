@@ -15,15 +15,12 @@ from typing import Any
 import msgspec
 import numpy as np
 import polars as pl
-import pyarrow as pa
 from numpy.typing import NDArray
 from pyroaring import BitMap
 from sqlalchemy import func, select
 
 from openaudience.catalog.ledger import FileRow, JobRow, LoadRow, ReceiptRow, RunRow
 from openaudience.errors import StoreUnavailable, SystemFailure
-from openaudience.identity.ids import IdIndex, build_layer, order_of
-from openaudience.identity.keys import hash_spans, overlay_erased
 from openaudience.identity.mappings import LinkIndex, merge_layers
 from openaudience.inbound.receipt import Counters
 from openaudience.ordinals import bitmap_of
@@ -32,8 +29,8 @@ from openaudience.profiles.index import STORED, TOUCHED, TraitIndex, changes
 from openaudience.runs import checking_calls
 from openaudience.runs.applier import Applier
 from openaudience.runs.applying import FROM_FILE, utc
+from openaudience.runs.checking_ids import Texts, fault_of_ids, make_ids
 from openaudience.runs.checking_members import faulty_members
-from openaudience.runs.dictionary import folded_keys
 from openaudience.runs.draining import drained_calls
 from openaudience.runs.erasing import deleted_ids
 from openaudience.runs.loads import CALLS, GONE, Load, load_of, views
@@ -64,8 +61,6 @@ from openaudience.vocabulary import IdKind
 
 MOST_ROWS = 8_000_000
 """About how many rows of facts are in memory at once."""
-MOST_IDS = 1_000_000
-"""How many IDs are compared at once; an index made anew gets at most eight layers, each at least that large."""
 
 
 @dataclass(slots=True)
@@ -305,15 +300,15 @@ class _Check:
         used = self._used(ever)
         for dpid in sorted(there | used.keys()):
             self._count("ID namespaces")
-            facts = _Texts(self.site, dpid, ever)
+            facts = Texts(self.site, dpid, ever)
             self._count("IDs", facts.count)
             wrong = facts.wrong(used.get(dpid, -1))
             if wrong is not None:
                 self._differs(f"table ids, {dpid}", wrong, None)
                 continue
-            fault = self._ids_fault(facts, dpid in cookies)
+            fault = fault_of_ids(self.site, self.draft, facts, dpid in cookies)
             if fault is not None:
-                self._differs(ids_name(dpid), fault, partial(self._make_ids, facts, dpid in cookies))
+                self._differs(ids_name(dpid), fault, partial(make_ids, self.site, self.draft, facts, dpid in cookies))
 
     def _used(self, loads: Sequence[int]) -> dict[int, int]:
         """The greatest number of each namespace that other tables name."""
@@ -330,65 +325,6 @@ class _Check:
             for dpid, most in greatest.iter_rows():
                 used[dpid] = max(most, used.get(dpid, -1))
         return used
-
-    def _ids_fault(self, facts: _Texts, folded: bool) -> str | None:
-        """What is wrong with the index of a namespace, None if nothing is."""
-        name = ids_name(facts.dpid)
-        counted = self.draft.counters.get(name, 0)
-        if counted != facts.count:
-            return f"the next number is {counted}, but the table holds {facts.count} IDs"
-        try:
-            layers = [read_arrays(self.draft.generations.path(file)) for file in self.draft.layers.get(name, ())]
-            if not all(_sound_ids(layer, folded) for layer in layers):
-                return "the arrays do not fit each other"
-            index = IdIndex(layers)
-        except SystemFailure as error:
-            return str(error)
-        if index.count != facts.count or (layers and int(layers[0]["first"][0])):
-            return f"it holds {index.count} IDs instead of {facts.count}"
-        seeds = self.site.seeds
-        for low, blob, offs in facts.pieces(MOST_IDS):
-            ordinals = np.arange(low, low + offs.size - 1, dtype=np.int64)
-            texts, at = index.texts(ordinals)
-            if not (np.array_equal(at, offs) and np.array_equal(texts, blob)):
-                return f"texts between the numbers {low} and {low + offs.size - 2} are not those of the table"
-            start, length = offs[:-1], np.diff(offs)
-            k1, k2 = hash_spans(blob, start, length, seeds[0]), hash_spans(blob, start, length, seeds[1])
-            overlay_erased(blob, start, length, k1, k2)
-            lost = np.flatnonzero(index.find(k1, k2) != ordinals)
-            if lost.size:
-                return f"{lost.size} IDs are not found at their number, the first of them is {low + int(lost[0])}"
-        if folded:
-            for layer in layers:
-                if not self._folded_right(layer):
-                    return "the keys of folded texts are not those of the texts"
-        return None
-
-    def _folded_right(self, layer: Mapping[str, NDArray[Any]]) -> bool:
-        offs = np.asarray(layer["offs"]).astype(np.int64)
-        blob = np.ascontiguousarray(layer["blob"])
-        expected = folded_keys(blob, offs[:-1], np.diff(offs), self.site.seeds[0])
-        order = order_of(expected)
-        return np.array_equal(layer["f1"], expected[order]) and np.array_equal(
-            layer["ford"], order + np.uint64(layer["first"][0])
-        )
-
-    def _make_ids(self, facts: _Texts, folded: bool) -> None:
-        name = ids_name(facts.dpid)
-        self.draft.drop(name)
-        for low, blob, offs in facts.pieces(max(MOST_IDS, -(-facts.count // 8))):
-            start, length = np.ascontiguousarray(offs[:-1]), np.diff(offs)
-            k1 = hash_spans(blob, start, length, self.site.seeds[0])
-            k2 = hash_spans(blob, start, length, self.site.seeds[1])
-            overlay_erased(blob, start, length, k1, k2)
-            more = folded_keys(blob, start, length, self.site.seeds[0]) if folded else None
-            self.draft.put_ids(facts.dpid, build_layer(low, blob, start, length, k1, k2, more))
-        self.draft.set_count(facts.dpid, facts.count)
-        again = self._ids_fault(facts, folded)
-        if again is not None:
-            raise SystemFailure(
-                f"the table ids cannot be an index for data source {facts.dpid}: {again}. Restore a backup."
-            )
 
     # ---- mappings and known devices --------------------------------------------------------------------------
 
@@ -719,59 +655,14 @@ class _Check:
                     )
 
 
-class _Texts:
-    """The IDs of one namespace as the table has them: rows of every load that was ever in force (design 2.1)."""
-
-    def __init__(self, site: Site, dpid: int, loads: Sequence[int]) -> None:
-        self.dpid = dpid
-        self._tables = site.tables
-        self._loads = loads
-        frame = self._tables.scan("ids", dpid, loads=loads).select(
-            pl.len(), (pl.col("ord").max() + 1).alias("top"), pl.col("ord").n_unique().alias("different")
-        )
-        self._rows, top, self._different = frame.collect().row(0)
-        self.count = int(top or 0)
-
-    def wrong(self, used: int) -> str | None:
-        """What is wrong with the rows themselves; ``used``: the greatest number that other tables name."""
-        if used >= self.count:
-            return f"other tables name the number {used}, but only {self.count} IDs are there"
-        if self._rows == self.count == self._different:
-            return None
-        return f"{self._rows} rows, {self._different} numbers of them, for the {self.count} numbers given"
-
-    def pieces(self, size: int) -> Iterator[tuple[int, NDArray[np.uint8], NDArray[np.int64]]]:
-        """First number, texts, and where each begins and the last ends, of consecutive IDs."""
-        for low in range(0, self.count, size):
-            ords = (low, min(low + size, self.count) - 1)
-            texts = self._tables.scan("ids", self.dpid, ords=ords, loads=self._loads).sort("ord").select("id").collect()
-            column = texts["id"].rechunk().to_arrow().cast(pa.large_binary())
-            _, offsets, data = column.buffers()
-            at = np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1]
-            blob = np.frombuffer(data, np.uint8)[at[0] : at[-1]] if data is not None else np.empty(0, np.uint8)
-            yield low, np.ascontiguousarray(blob), at - at[0]
-
-
 def _by_sid(rows: pl.DataFrame) -> dict[int, BitMap]:
     """Ordinals by trait."""
     nothing = np.empty(0, np.int64)
     return by_trait(Held(rows["ord"].to_numpy(), rows["sid"].to_numpy().astype(np.int64), nothing, nothing))
 
 
-def _sound_ids(layer: Mapping[str, NDArray[Any]], folded: bool) -> bool:
-    """Whether compiled code can go through the arrays without leaving them."""
-    names = {"k1", "k2", "ord", "first", "offs", "blob"} | ({"f1", "ford"} if folded else set())
-    if not names <= layer.keys() or layer["first"].size != 1:
-        return False
-    offs = layer["offs"].astype(np.int64)
-    size = offs.size - 1
-    if size < 0 or any(layer[name].size != size for name in names - {"first", "offs", "blob"}):
-        return False
-    return bool(offs[0] == 0 and offs[-1] == layer["blob"].size and (np.diff(offs) >= 0).all())
-
-
 def _sound_links(layer: Mapping[str, NDArray[Any]]) -> bool:
-    """As ``_sound_ids`` for mappings: both directions, nodes ascending."""
+    """Whether compiled code can go through the arrays without leaving them: both directions, nodes ascending."""
     for side in ("c_", "d_"):
         if any(side + part not in layer for part in ("nodes", "offs", "other", "first", "last")):
             return False
