@@ -5,20 +5,36 @@
 
   var EDGE = "__EDGE_DOMAIN__";
   var STEP = 250, PATIENCE = 10000, MAX_IDS = 10, MAX_PER_SOURCE = 3, MAX_BODY = 32768, MAX_URL = 8192;
+  var KEPT = 4, MAX_KEPT = 16000; // browsers refuse more than 64 kB at a time of calls that outlive the page
   var RESERVED = ["sids", "pdata", "logdata", "callback", "postCallbackFn", "useImageRequest"];
   var UUID = /^\d{38}$/, NUMBER = /^[1-9]\d*$/, FORM = "application/x-www-form-urlencoded";
-  var SYNCS_OFF = "ID syncs are switched off";
-  var doc = win.document, instances = {}, stopped = {}, refused = {}, synced = {}, pictures = [];
-  var loaded = doc.readyState === "complete", loadedAt = Date.now(), reporting = false, counter = 0;
+  var PHONE = /(^|[^0-9a-z])\+([ .\-()\[\]{}]*[0-9]){8,15}(?![0-9])/i;
+  var SYNCS_OFF = "ID syncs are switched off", TOO_LONG = "too long, not sent";
+  var BLOCKED = "no connection, or blocked", NOT_NOW = "the browser takes no more while the page goes away";
+  var doc = win.document, instances = {}, synced = {}, pictures = [], gone = false;
+  var stopped = {}, refused = {}, accepted = {}; // by partner; the last two hold consent texts
+  var devices = {}, asking = {}; // by edge domain: the device, and whether the call that makes one is under way
+  var loaded = doc.readyState === "complete", loadedAt = Date.now(), reporting = false, counter = 0, kept = 0;
   var consent = { asked: false, known: false, applies: false, text: "" };
 
-  // ---- small things ----
+  // ---- small things; loops of our own, for libraries put others into Array.prototype ----
 
   function isObject(value) { return !!value && typeof value === "object" && !Array.isArray(value); }
   function isText(value) { return typeof value === "string" && value !== ""; }
   function list(value) { return Array.isArray(value) ? value : []; }
   function each(object, action) {
-    Object.keys(object || {}).forEach(function (key) { action(key, object[key]); });
+    for (var key in object) { if ({}.hasOwnProperty.call(object, key)) { action(key, object[key]); } }
+  }
+  function loop(items, action) { for (var i = 0; i < items.length; i++) { action(items[i], i); } }
+  function map(items, change) {
+    var changed = [];
+    loop(items, function (item, i) { changed.push(change(item, i)); });
+    return changed;
+  }
+  function filter(items, test) {
+    var found = [];
+    loop(items, function (item) { if (test(item)) { found.push(item); } });
+    return found;
   }
   function copy(from, to) { each(from, function (key, value) { to[key] = value; }); return to; }
   function why(error) { return String(error && error.message || error); }
@@ -52,32 +68,35 @@
   }
 
   function pairsOf(text, separator, clean) {
-    return text.split(separator).map(function (pair) {
+    return map(text.split(separator), function (pair) {
       var at = pair.indexOf("=");
       return at < 0 ? [clean(pair), ""] : [clean(pair.slice(0, at)), clean(pair.slice(at + 1))];
     });
   }
 
   function pick(pairs, name) {
-    var found = pairs.filter(function (pair) { return pair[0] === name; })[0];
+    var found = filter(pairs, function (pair) { return pair[0] === name; })[0];
     return found ? found[1] : null;
   }
 
   // ---- personal data: never sent ----
 
-  /** The rule of the edge: an e-mail address, or a phone number in international form. */
-  function isPersonal(value) {
+  function isAddress(value) {
     var sides = value.split("@");
-    if (sides.length === 1) { return /^\+[0-9]{8,15}$/.test(value.replace(/[ .\-()\[\]{}]/g, "")); }
     return sides.length === 2 && sides[0] !== "" && sides[1].slice(1, -1).indexOf(".") >= 0 && !/\s/.test(value);
   }
 
-  /** The same, also for what hides behind escapes or is part of a list, a query or a sentence. */
+  /** The rule of the edge, also for what is part of a list, a query or a sentence, or hides behind escapes. */
   function personal(value) {
-    var plain = value.replace(/%([0-7][0-9a-f])/gi, function (all, hex) { return String.fromCharCode("0x" + hex); });
-    return value.split(/[\x01,;|&=?<>"']/).concat(value.split(/[\s\x01,;|&=?<>"']+/), value).some(function (piece) {
-      return isPersonal(piece) || isPersonal(piece.trim());
-    }) || plain !== value && personal(plain);
+    var pieces, plain, times;
+    for (times = 0; times < 10; times++) {
+      pieces = value.split(/[\s\x01,;|&=?<>"'\/:+\\]+/).concat(value.trim());
+      if (PHONE.test(value) || filter(pieces, isAddress).length) { return true; }
+      plain = value.replace(/%([0-7][0-9a-f])/gi, function (all, hex) { return String.fromCharCode("0x" + hex); });
+      if (plain === value) { return false; }
+      value = plain;
+    }
+    return true; // nothing else is escaped so often
   }
 
   function mask(value) {
@@ -105,19 +124,21 @@
   }
 
   function remember(key, until) {
+    synced[key] = until;
     attempt(function () { win.localStorage.setItem("dil_sync_" + key, String(until)); });
   }
 
   // ---- where IDs are ----
 
   function walk(root, path) {
-    return path.replace(/\[["']?([^\]"']*)["']?\]/g, ".$1").split(".").reduce(function (value, name) {
-      return value === null || value === undefined ? undefined : value[name];
-    }, root);
+    loop(path.replace(/\[["']?([^\]"']*)["']?\]/g, ".$1").split("."), function (name) {
+      root = root === null || root === undefined ? undefined : root[name];
+    });
+    return root;
   }
 
   function metaTag(name) {
-    var tag = [].filter.call(doc.getElementsByTagName("meta"), function (one) {
+    var tag = filter(doc.getElementsByTagName("meta"), function (one) {
       return one.getAttribute("name") === name;
     })[0];
     return tag ? tag.getAttribute("content") : null;
@@ -133,11 +154,13 @@
     }],
     variable: ["path", function (from) { return walk(win, from.path); }],
     dataLayer: ["key", function (from) {
-      var values = [].map.call(walk(win, from.name || "dataLayer") || [], function (one) {
-        var whole = isObject(one) ? one[from.key] : undefined;
-        return whole === undefined ? walk(one, from.key) : whole;
-      }).filter(function (value) { return value !== undefined; });
-      return values[values.length - 1];
+      var last;
+      loop(walk(win, from.name || "dataLayer") || [], function (one) {
+        var value = isObject(one) ? one[from.key] : undefined;
+        value = value === undefined ? walk(one, from.key) : value;
+        last = value === undefined ? last : value;
+      });
+      return last;
     }],
     element: ["selector", function (from) {
       var found = doc.querySelector(from.selector), text;
@@ -191,7 +214,7 @@
   function checkedSource(given, number) {
     var what = "idSources[" + number + "]", from = given && given.from, field;
     if (!isObject(from) || !PLACES.hasOwnProperty(from.type)) {
-      throw what + ".from.type must be one of " + Object.keys(PLACES).join(", ");
+      throw what + ".from.type must be one of cookie, variable, dataLayer, element, meta, query, storage, function";
     }
     field = PLACES[from.type][0];
     if (field === "fn" ? typeof from.fn !== "function" : !isText(from[field])) {
@@ -256,7 +279,7 @@
     config.edgeDomain = given.edgeDomain || EDGE;
     if (!/^[a-z0-9][a-z0-9.\-]*(:\d+)?$/i.test(config.edgeDomain)) { throw "edgeDomain must be a host name"; }
     if (!Array.isArray(sources)) { throw "idSources must be an array"; }
-    config.idSources = (given.declaredId ? [declaredSource(given.declaredId)] : []).concat(sources.map(checkedSource));
+    config.idSources = (given.declaredId ? [declaredSource(given.declaredId)] : []).concat(map(sources, checkedSource));
     config.waitMs = given.waitMs >= 0 ? Number(given.waitMs) : 3000;
     config.uuidCookie = copy(given.uuidCookie, { name: "aam_did", days: 100, path: "/", domain: "." + doc.domain });
     return config;
@@ -264,7 +287,7 @@
 
   function build(instance, config) {
     var api = {}, events = [], queue = [], fired = [], variables = {}, carried = {}, busy = false;
-    var calls = 0, round = 0, uuid = "", held = "", pending = blank();
+    var calls = 0, round = 0, held = "", pending = blank();
 
     function blank() { return { own: null, found: [], sids: [], logs: [], pairs: [], image: false, after: [] }; }
     function isOn(name) { return config[name] === true; }
@@ -284,8 +307,10 @@
 
     function deviceId() {
       var stored = readCookie(config.uuidCookie.name);
-      return isOn("disableDeclaredUUIDCookie") ? "" : UUID.test(stored) ? stored : uuid;
+      return isOn("disableDeclaredUUIDCookie") ? "" : UUID.test(stored) ? stored : devices[config.edgeDomain] || "";
     }
+
+    function knownDevice() { return deviceId() || devices[config.edgeDomain] || ""; }
 
     /** Why nothing may be sent, or "". */
     function silence() {
@@ -294,9 +319,10 @@
       return stopped[config.partner] ? "opted out (the edge answered 171)" :
         flag && flag !== "0" && flag !== "false" ? "opted out (cookie dil_optout)" :
         out ? "opted out (optOut)" :
-        config.tcf !== false && consent.applies && refused[config.partner] === consent.text ?
-        "consent refused (the edge answered 315)" : "";
+        needsConsent() && refused[config.partner] === consent.text ? "consent refused (the edge answered 315)" : "";
     }
+
+    function needsConsent() { return config.tcf !== false && consent.applies; }
 
     function consentPairs() {
       return config.tcf === false || !consent.known ? [] :
@@ -313,10 +339,20 @@
       return !!reason;
     }
 
+    function isReady(job) {
+      var reason = job.waits ? job.waits() : "";
+      if (reason && reason !== job.told) { log(job.name + " waits for " + reason); }
+      job.told = reason;
+      return !reason;
+    }
+
     function pump() {
-      var job, reason, open = true;
-      if (busy || !queue.length || isHeld()) { return; }
-      job = queue.shift();
+      var job, reason, open = true, edge = config.edgeDomain, asks;
+      // one call of all instances makes the device, the others wait for it
+      if (busy || !queue.length || isHeld() || asking[edge] && !knownDevice()) { return; }
+      job = filter(queue, isReady)[0];
+      if (!job) { return; }
+      queue.splice(queue.indexOf(job), 1);
       reason = silence();
       if (reason) {
         log("Not sent, " + reason + ": " + job.name);
@@ -326,25 +362,33 @@
         if (!open) { return; }
         if (problem) { log(job.name + ": " + problem, true); }
         open = busy = false;
-        later(pump);
+        if (asks) { asking[edge] = false; }
+        all("pump", later);
       }
       busy = true;
+      asks = !job.waits && !knownDevice();
+      if (asks) { asking[edge] = true; }
       keep(fired, job.name);
       later(function () { done("no answer in time, going on"); }, PATIENCE);
       try { job.run(done); } catch (e) { done(why(e)); }
     }
 
-    function enqueue(name, run, request) {
-      queue.push({ name: name, run: run, request: request });
-      attempt(pump); // at once: the page may be about to go away
+    /** A job: {name, run, request of an event, what is synced, waits: why it cannot leave yet though others can}. */
+    function enqueue(job) {
+      queue.push(job);
+      attempt(gone ? flush : pump); // at once: the page may be about to go away
     }
 
-    /** The page goes away: events that still wait for their turn leave now. */
+    /** The page goes away: events that still wait for their turn leave now. What the browser does not take stays. */
     function flush() {
       if (!win.navigator.sendBeacon || isHeld() || silence()) { return; }
-      queue.splice(0).forEach(function (job) {
-        var body = job.request && compose(job.request);
-        if (body) { win.navigator.sendBeacon(eventUrl(), new win.Blob([body], { type: FORM })); }
+      queue = filter(queue, function (job) {
+        var body = job.request && compose(job.request), problem = "";
+        if (!body) { return true; }
+        if (body.length > MAX_BODY) { problem = TOO_LONG; }
+        else if (!win.navigator.sendBeacon(eventUrl(), new win.Blob([body], { type: FORM }))) { problem = NOT_NOW; }
+        if (problem) { log(job.name + ": " + problem, true); } else { carry(job.request); }
+        return problem === NOT_NOW;
       });
     }
 
@@ -363,17 +407,30 @@
     }
 
     function post(url, body, request, done) {
-      var xhr = new win.XMLHttpRequest();
+      var xhr, alive = kept < KEPT && body.length <= MAX_KEPT;
+      function end(status, answer) {
+        if (answer !== undefined) { receive(answer, request); }
+        done(answer !== undefined ? "" : status ? "the answer (status " + status + ") is not JSON" : BLOCKED);
+      }
+      if (win.fetch) {
+        win.fetch(url, {
+          method: "POST", body: body, headers: { "Content-Type": FORM }, credentials: "include", keepalive: alive
+        }).then(function (response) {
+          kept -= alive;
+          response.json().then(function (answer) { end(1, answer); }, function () { end(response.status); });
+        }, function () {
+          kept -= alive;
+          end(0);
+        });
+        kept += alive;
+        return;
+      }
+      xhr = new win.XMLHttpRequest();
       xhr.open("POST", url, true);
       xhr.withCredentials = true;
       xhr.setRequestHeader("Content-Type", FORM);
       xhr.onreadystatechange = function () {
-        var answer;
-        if (xhr.readyState !== 4) { return; }
-        answer = attempt(function () { return JSON.parse(xhr.responseText); });
-        if (answer !== undefined) { receive(answer, request); }
-        done(answer !== undefined ? "" : xhr.status ? "the answer (status " + xhr.status + ") is not JSON" :
-          "no connection, or blocked");
+        if (xhr.readyState === 4) { end(xhr.status, attempt(function () { return JSON.parse(xhr.responseText); })); }
       };
       xhr.send(body);
     }
@@ -391,7 +448,7 @@
         receive(answer, request);
         end("");
       };
-      tag.onerror = function () { end("no connection, or blocked"); };
+      tag.onerror = function () { end(BLOCKED); };
       tag.src = url + "&d_cb=" + name;
       (doc.head || doc.documentElement).appendChild(tag);
     }
@@ -407,10 +464,10 @@
     function identify(own, found) {
       var counts = {}, total = 0, sources = config.idSources;
       if (own) {
-        sources = [own].concat(sources.filter(function (source) { return source.place !== own.place; }));
+        sources = [own].concat(filter(sources, function (source) { return source.place !== own.place; }));
       }
-      return sources.map(function (source) {
-        var entry = found.filter(function (one) { return one.source === source && !one.reason; })[0], key;
+      return map(sources, function (source) {
+        var entry = filter(found, function (one) { return one.source === source && !one.reason; })[0], key;
         if (!entry) {
           entry = find(source);
           entry.state = stateOf(source);
@@ -424,57 +481,72 @@
       });
     }
 
-    function isSent(entry) { return carried[namespaceOf(entry.source) + "\x01" + entry.value]; }
-    function keyOf(namespace, id) { return hash([config.edgeDomain, namespace, id].join("\x01")); }
+    function carriedAs(entry) { return namespaceOf(entry.source) + "\x01" + entry.value; }
+    function isSent(entry) { return carried[carriedAs(entry)] === true; }
+    function carry(request) { loop(request.ids, function (id) { carried[id] = true; }); }
 
-    /** An image call, unless one with the same key was made less than so many minutes ago. */
-    function sync(key, minutes, name, url, foreign) {
-      var until = Date.now() + (minutes >= 1 ? minutes : 20160) * 6e4;
-      if (isFresh(key)) { return log(name + ": not again before its time"); }
-      synced[key] = until;
-      enqueue(name, function (done) {
-        if (foreign) { remember(key, until); }
+    /** With the consent: what an image call was refused for is not known, so another decision calls again. */
+    function keyOf(what) { return hash([config.edgeDomain, what].concat(consentPairs()).join("\x01")); }
+
+    /** An image call, unless the same was made less than so many minutes ago. ``waits``: for those of others. */
+    function sync(what, minutes, name, url, waits) {
+      enqueue({ name: name, what: what, waits: waits, run: function (done) {
+        var key = keyOf(what), until = Date.now() + (minutes >= 1 ? minutes : 20160) * 6e4;
+        if (isFresh(key)) {
+          log(name + ": not again before its time");
+          return done("");
+        }
+        if (waits) { remember(key, until); } // what others answer to their addresses says nothing
         picture(url(), function (problem) {
           if (!problem) { remember(key, until); }
           done(problem);
         });
-      });
+      } });
     }
 
     function matchSync(entry) {
       var source = entry.source, pairs = source.dpid && !entry.state ?
         "dpid=" + encode(source.dpid) + "&dpuuid=" + encode(entry.value) : declared(entry);
-      sync(keyOf(namespaceOf(source), entry.value), source.minutesToLive, "ID sync of " + source.place, function () {
+      sync(carriedAs(entry), source.minutesToLive, "ID sync of " + source.place, function () {
         return host("dpm") + "/ibs:" + [pairs].concat(consentPairs()).join("&");
-      }, false);
+      });
+    }
+
+    /** The image call of an ID with ``via: "ibs"``, unless it was made or waits already. */
+    function syncFound(entry) {
+      var what = carriedAs(entry), reason = entry.reason || (isOn("disableIDSyncs") ? SYNCS_OFF : "");
+      note(entry.source, reason);
+      entry.source.tried = entry.value;
+      if (reason || isFresh(keyOf(what)) || filter(queue, function (job) { return job.what === what; })[0]) { return; }
+      matchSync(entry);
     }
 
     function syncUrl(dpid, url, minutes, kind) {
       url = url.replace(/^\/\//, scheme(false) + "://");
       if (!/^https?:\/\//i.test(url)) { throw "url must begin with https://, http:// or //"; }
-      sync(keyOf(kind + dpid, ""), minutes, "ID sync with " + dpid, function () {
-        return url.replace(/%TIMESTAMP%/g, Date.now()).replace(/%DID%/g, deviceId() || uuid)
+      sync(kind + dpid, minutes, "ID sync with " + dpid, function () {
+        return url.replace(/%TIMESTAMP%/g, Date.now()).replace(/%DID%/g, knownDevice())
           .replace(/%HTTP_PROTO%/g, scheme(false));
-      }, true);
+      }, function () {
+        return /%DID%/.test(url) && !knownDevice() ? "the device ID" :
+          needsConsent() && accepted[config.partner] !== consent.text ? "the edge to accept the consent" : "";
+      });
     }
 
     /** Looks for missing IDs. One that is found after the page's call went out gets a call of its own. */
     function poll(mine, seen) {
       var over = loaded && Date.now() >= loadedAt + config.waitMs, missing = false, unsent = false;
       if (mine !== round || silence()) { return; }
-      identify(null, []).forEach(function (entry) {
-        var source = entry.source;
-        if (source.done || isSent(entry)) { return; }
+      loop(identify(null, []), function (entry) {
+        var source = entry.source, ibs = source.via === "ibs";
+        if (!ibs && (source.done || isSent(entry))) { return; }
         if (entry.reason) {
           missing = true;
           if (over) { note(source, entry.reason); }
-        } else if (source.via !== "ibs") { unsent = true; }
-        else {
-          source.done = true;
-          if (isOn("disableIDSyncs")) { note(source, SYNCS_OFF); } else { matchSync(entry); }
-        }
+        } else if (!ibs) { unsent = true; }
+        else if (source.tried !== entry.value) { syncFound(entry); }
       });
-      if (unsent && calls && !busy && !queue.length) {
+      if (unsent && calls && !busy && !filter(queue, function (job) { return job.request; })[0]) {
         if (seen || over) { submit(blank(), "Event for an ID found late"); }
         seen = true;
       }
@@ -489,11 +561,16 @@
       return !secret && /^(string|number|boolean)$/.test(typeof value);
     }
 
+    function eachOf(values, action) {
+      if (!isObject(values)) { throw "it takes an object"; }
+      each(values, action);
+    }
+
     function add(key, value) {
       var kept;
       if (RESERVED.indexOf(key) >= 0) { return; }
-      kept = (Array.isArray(value) ? value : [value]).filter(function (one) { return isFit(key, one); });
-      pending.pairs = pending.pairs.filter(function (pair) { return pair[0] !== key; });
+      kept = filter(Array.isArray(value) ? value : [value], function (one) { return isFit(key, one); });
+      pending.pairs = filter(pending.pairs, function (pair) { return pair[0] !== key; });
       if (kept.length) { pending.pairs.push([key, kept]); }
     }
 
@@ -501,13 +578,15 @@
       var parts = consentPairs(), device = deviceId(), pairs = request.pairs.slice();
       parts.push("d_nsid=" + config.containerNSID);
       if (device) { parts.push("d_uuid=" + device); }
-      identify(request.own, request.found).forEach(function (entry) {
+      request.consent = consent.text;
+      request.ids = [];
+      loop(identify(request.own, request.found), function (entry) {
         var source = entry.source;
         if (source.via === "ibs") { return; }
         note(source, entry.reason || entry.excess);
         source.done = !entry.reason;
         if (!entry.reason && !entry.excess) {
-          carried[namespaceOf(source) + "\x01" + entry.value] = true;
+          request.ids.push(carriedAs(entry));
           parts.push(declared(entry));
         }
       });
@@ -518,8 +597,8 @@
         var values = pick(request.pairs, source);
         if (values && values.join("") && !pick(pairs, target)) { pairs.push([target, values]); }
       });
-      pairs.forEach(function (pair) {
-        pair[1].forEach(function (value) { parts.push(encode(pair[0]) + "=" + encode(value)); });
+      loop(pairs, function (pair) {
+        loop(pair[1], function (value) { parts.push(encode(pair[0]) + "=" + encode(value)); });
       });
       return parts.join("&");
     }
@@ -528,9 +607,10 @@
 
     function send(request, done) {
       var body = compose(request), url = eventUrl(), get = url + "&" + body;
-      var cors = win.JSON && win.XMLHttpRequest && "withCredentials" in new win.XMLHttpRequest();
+      var cors = win.fetch || // with which the JSON of the page does not matter
+        win.JSON && win.JSON.parse && win.XMLHttpRequest && "withCredentials" in new win.XMLHttpRequest();
       if (!request.image && !cors && isOn("useCORSOnly")) { return done("the browser cannot do CORS, not sent"); }
-      if (cors && !request.image ? body.length > MAX_BODY : get.length > MAX_URL) { return done("too long, not sent"); }
+      if (cors && !request.image ? body.length > MAX_BODY : get.length > MAX_URL) { return done(TOO_LONG); }
       if (request.image) { picture(get, done); }
       else if (cors) { post(url, body, request, done); } else { script(get, request, done); }
     }
@@ -538,7 +618,13 @@
     function submit(request, name) {
       calls++;
       request.found = identify(request.own, []);
-      enqueue(name, function (done) { send(request, done); }, request);
+      enqueue({ name: name, request: request, run: function (done) {
+        send(request, function (problem) {
+          if (!problem) { carry(request); }
+          done(problem);
+        });
+      } });
+      loop(request.found, function (entry) { if (entry.source.via === "ibs") { syncFound(entry); } });
     }
 
     // -- answers --
@@ -549,17 +635,20 @@
 
     function take(answer, request) {
       if (!isObject(answer)) { throw "it is not an object"; }
-      list(answer.errors).forEach(function (error) {
+      loop(list(answer.errors), function (error) {
         log("The edge answered error " + error.code + ": " + error.msg, true);
-        if (error.code === 315) { refused[config.partner] = consent.text; }
+        if (error.code === 315) { refused[config.partner] = request.consent; }
         if (error.code === 171) {
           stopped[config.partner] = true;
           log("Opted out: nothing more is sent from this page");
         }
       });
-      if (UUID.test(answer.uuid)) { uuid = answer.uuid; }
+      if (UUID.test(answer.uuid) && !silence()) { // the visitor may have objected meanwhile
+        devices[config.edgeDomain] = answer.uuid;
+        accepted[config.partner] = request.consent;
+      }
       guarded("The function given to result", function () { (request.result || publish)(answer); });
-      request.after.forEach(function (action) {
+      loop(request.after, function (action) {
         guarded("The function given to afterResult", function () { action(answer); });
       });
     }
@@ -567,20 +656,21 @@
     /** What is done with an answer, unless the page does it. */
     function publish(answer) {
       var cookie = config.uuidCookie;
-      if (answer.uuid && answer.uuid === uuid && !isOn("disableDeclaredUUIDCookie")) {
-        writeCookie(cookie.name, uuid, cookie.days, cookie.path, cookie.domain, cookie.secure === true);
+      if (silence()) { return; }
+      if (UUID.test(answer.uuid) && !isOn("disableDeclaredUUIDCookie")) {
+        writeCookie(cookie.name, answer.uuid, cookie.days, cookie.path, cookie.domain, cookie.secure === true);
       }
-      list(answer.stuff).forEach(function (one) {
+      loop(list(answer.stuff), function (one) {
         variables["v" + one.cn] = one.cv;
         if (one.type !== "var") {
           writeCookie(one.cn, encode(one.cv), one.ttl === undefined ? 180 : one.ttl, "/",
             one.dmn || "." + win.location.hostname.replace(/^www\./, ""), false);
         }
       });
-      if (!isOn("disableDestinationPublishingIframe")) { list(answer.dests).forEach(fireDestination); }
+      if (!isOn("disableDestinationPublishingIframe")) { loop(list(answer.dests), fireDestination); }
       if (!isOn("disableIDSyncs")) {
-        list(answer.ibs).forEach(function (provider) {
-          list(provider.url).forEach(function (url, i) { syncUrl(provider.id, url, provider.ttl, "ibs" + i); });
+        loop(list(answer.ibs), function (provider) {
+          loop(list(provider.url), function (url, i) { syncUrl(provider.id, url, provider.ttl, "ibs" + i); });
         });
       }
     }
@@ -611,14 +701,15 @@
 
     each({
       signals: function (values, prefix) {
-        each(values, function (key, value) { add((prefix || "") + key, value); });
+        eachOf(values, function (key, value) { add((prefix || "") + key, value); });
       },
-      customQueryParams: function (values) { each(values, add); },
+      customQueryParams: function (values) { eachOf(values, add); },
       traits: function (sids) {
-        pending.sids = pending.sids.concat(sids.filter(function (sid) { return NUMBER.test(sid); }));
+        if (!Array.isArray(sids)) { throw "it takes an array"; }
+        pending.sids = pending.sids.concat(filter(sids, function (sid) { return NUMBER.test(sid); }));
       },
       logs: function (values) {
-        each(values, function (key, value) {
+        eachOf(values, function (key, value) {
           if (isFit(key, value)) { pending.logs.push(encode(key) + "=" + encode(value)); }
         });
       },
@@ -643,13 +734,14 @@
         });
       },
       checkIds: function () {
-        return identify(null, []).map(function (entry) {
-          var source = entry.source, ibs = source.via === "ibs", sent = isSent(entry) === true;
+        return map(identify(null, []), function (entry) {
+          var source = entry.source, ibs = source.via === "ibs";
+          var sent = ibs ? isFresh(keyOf(carriedAs(entry))) : isSent(entry);
           return {
             dataSource: namespaceOf(source), place: source.place, via: ibs ? "ibs" : "event", sent: sent,
             value: entry.value && mask(entry.value),
-            reason: entry.reason || entry.excess || silence() || (!ibs ? sent ? "" : "goes with the next call" :
-              isOn("disableIDSyncs") ? SYNCS_OFF : isFresh(keyOf(namespaceOf(source), entry.value)) ? "synced" : "")
+            reason: entry.reason || entry.excess || silence() || (ibs && isOn("disableIDSyncs") ? SYNCS_OFF :
+              !sent ? "goes with the next call" : ibs ? "called" : "")
           };
         });
       },
@@ -658,11 +750,11 @@
       getEventLog: function () { return events.slice(); },
       getState: function () {
         var data = {};
-        pending.pairs.forEach(function (pair) { data[pair[0]] = pair[1].slice(); });
+        loop(pending.pairs, function (pair) { data[pair[0]] = pair[1].slice(); });
         return {
-          pendingRequest: data, uuid: deviceId() || uuid, optedOut: silence(),
+          pendingRequest: data, uuid: knownDevice(), optedOut: silence(),
           otherRequestInfo: {
-            firingQueue: queue.map(function (job) { return job.name; }), fired: fired.slice(), firing: busy
+            firingQueue: map(queue, function (job) { return job.name; }), fired: fired.slice(), firing: busy
           }
         };
       }
@@ -733,7 +825,7 @@
 
   DIL.tools.getMetaTags = function () {
     var found = {};
-    [].forEach.call(arguments, function (name) {
+    loop(arguments, function (name) {
       var content = metaTag(name);
       if (content !== null) { found[name] = content; }
     });
@@ -743,10 +835,10 @@
   DIL.tools.decomposeURI = function (uri) {
     var link = doc.createElement("a"), parts = { uriParams: {} };
     link.href = uri || win.location.href;
-    ["hash", "host", "hostname", "href", "pathname", "protocol", "search"].forEach(function (name) {
+    loop(["hash", "host", "hostname", "href", "pathname", "protocol", "search"], function (name) {
       parts[name] = link[name];
     });
-    pairsOf(link.search.slice(1), "&", decodeForm).forEach(function (pair) {
+    loop(pairsOf(link.search.slice(1), "&", decodeForm), function (pair) {
       if (pair[0]) { parts.uriParams[pair[0]] = pair[1]; }
     });
     return parts;
@@ -762,10 +854,10 @@
 
     function collect() {
       var values = {}, names = list(track.names).slice();
-      list(track.iteratedNames).forEach(function (one) {
+      loop(list(track.iteratedNames), function (one) {
         for (var i = 1; i <= one.maxIndex; i++) { names.push(one.name + i); }
       });
-      names.forEach(function (name) { if (s[name]) { values["c_" + name] = s[name]; } });
+      loop(names, function (name) { if (s[name]) { values["c_" + name] = s[name]; } });
       each(s.contextData, function (name, value) {
         if (list(choice.filterFromContextVariables).indexOf(name) < 0) {
           values["c_contextData_" + name.split(".").join(typeof period === "string" ? period : "_")] = value;
@@ -776,7 +868,7 @@
 
     if (!s || !(dil instanceof DIL)) { return new Error("siteCatalyst.init needs the analytics object and a DIL"); }
     if (s.registerPreTrackCallback) { return s.registerPreTrackCallback(collect); }
-    ["t", "tl"].forEach(function (name) {
+    loop(["t", "tl"], function (name) {
       var original = s[name];
       if (!original) { return; }
       s[name] = function () {
@@ -795,5 +887,12 @@
 
   win.DIL = DIL;
   win.addEventListener("load", DIL.isAddedPostWindowLoad, false);
-  win.addEventListener("pagehide", function () { all("flush", attempt); }, false);
+  win.addEventListener("pagehide", function () {
+    gone = true;
+    all("flush", attempt);
+  }, false);
+  win.addEventListener("pageshow", function () { // the page has come back as it was
+    gone = false;
+    all("pump", later);
+  }, false);
 }(window));

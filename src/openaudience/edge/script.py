@@ -43,12 +43,21 @@ def _squeezed(source: str) -> str:
     return joined.replace(";}", "}")
 
 
+def takes_gzip(accept_encoding: str) -> bool:
+    """Whether a caller that sends this ``Accept-Encoding`` takes gzip: named, and not with the weight 0."""
+    for one in accept_encoding.lower().split(","):
+        coding, _, weight = one.partition(";")
+        if coding.strip() == "gzip":
+            return re.fullmatch(r"\s*q\s*=\s*0(\.0*)?\s*", weight) is None
+    return False
+
+
 @lru_cache(maxsize=8)
 def script(domain: str, gzipped: bool = False) -> tuple[bytes, dict[str, str]]:
     """The script that calls partners' hosts of ``domain``, and its answer headers.
 
     ``gzipped``: the variant for callers that accept gzip. Both have an ETag of their own (of the whole body), and
-    ``Vary`` tells caches that there are two.
+    ``Vary`` tells caches that there are two, and that the edge names the page's origin to it (RT-510).
     """
     source = files("openaudience.edge").joinpath("dil.js").read_text(encoding="utf-8")
     body = _squeezed(source).replace(_MARKER, json.dumps(domain)).encode("utf-8")
@@ -58,9 +67,7 @@ def script(domain: str, gzipped: bool = False) -> tuple[bytes, dict[str, str]]:
         "Content-Type": "application/javascript; charset=utf-8",
         "Cache-Control": f"public, max-age={MAX_AGE}",
         "ETag": f'"{hashlib.sha256(body).hexdigest()[:32]}"',
-        "Vary": "Accept-Encoding",
-        # pages that check its hash (integrity) have to ask for it with CORS
-        "Access-Control-Allow-Origin": "*",
+        "Vary": "Accept-Encoding, Origin",
     }
     if gzipped:
         headers["Content-Encoding"] = "gzip"

@@ -171,10 +171,20 @@ def test_calls_are_made_with_credentials(house: House, context: BrowserContext, 
 
 
 @pytest.mark.rule("RT-1732")
-@pytest.mark.parametrize("missing", ["delete XMLHttpRequest.prototype.withCredentials", "window.JSON = undefined"])
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "delete XMLHttpRequest.prototype.withCredentials",
+        "window.JSON = undefined",
+        "window.JSON = {encode: JSON.stringify, decode: JSON.parse}",
+    ],
+)
 def test_without_cors_a_script_makes_the_call(house: House, page: Page, missing: str) -> None:
+    """The last is what an old library makes of ``JSON``."""
     house.page("/", "")
-    house.pages["/"] = house.pages["/"].replace("<script", f"<script>{missing};</script><script", 1)
+    house.pages["/"] = house.pages["/"].replace(
+        "<script", f"<script>delete window.fetch; {missing};</script><script", 1
+    )
     page.goto(f"{SHOP}/")
     code = "{partner: 'acme', secureDataCollection: false, autoSubmit: false, removeFinishedScriptsAndCallbacks: true}"
     page.evaluate(
@@ -216,6 +226,84 @@ def test_calls_that_the_edge_would_refuse_for_their_length(house: House, page: P
     until(page, lambda: bool(house.events))
     assert len(house.events[0].body) < 8400
     assert sum("too long, not sent" in line for line in page.evaluate("api.getEventLog()")) == 2
+
+
+@pytest.mark.rule("RT-1707")
+def test_an_id_whose_call_was_too_long_is_not_called_sent(house: House, page: Page) -> None:
+    visit(house, page, create("autoSubmit: false, idSources: [{dpid: 1, from: {type: 'query', name: 'u'}}]"),
+          url=f"{SHOP}/?u=U")  # fmt: skip
+    page.evaluate("dil.api.signals({c_long: Array(32800).join('x')}).submit()")
+    until(page, lambda: "Event: too long, not sent" in page.evaluate("dil.api.getEventLog()"))
+    row = page.evaluate("dil.api.checkIds()[0]")
+    assert (row["sent"], row["reason"]) == (False, "goes with the next call")
+
+
+@pytest.mark.rule("RT-1732")
+def test_a_page_whose_json_cannot_parse(house: House, context: BrowserContext, page: Page) -> None:
+    """Where there is fetch, the browser itself reads the answer."""
+    visit(house, page, "window.JSON = {encode: JSON.stringify, decode: JSON.parse};" + create(""))
+    until(page, lambda: len(context.cookies(SHOP)) == 1)
+    assert house.events[0].method == "POST"
+
+
+@pytest.mark.rule("RT-1732")
+def test_where_there_is_no_fetch(house: House, context: BrowserContext, page: Page) -> None:
+    visit(house, page, "delete window.fetch;" + create(""), url="http://shop.edge.test/")
+    until(page, lambda: len(context.cookies("http://shop.edge.test")) == 2)
+    page.evaluate("dil.api.submit()")
+    until(page, lambda: len(house.events) == 2)
+    assert [call.method for call in house.events] == ["POST", "POST"]
+    assert f"demdex={UUID}" in house.events[1].headers["cookie"]
+    house.answer, house.status = b"oops", 500
+    page.evaluate("dil.api.submit()")
+    until(page, lambda: "Event: the answer (status 500) is not JSON" in page.evaluate("dil.api.getEventLog()"))
+
+
+@pytest.mark.rule("RT-1720", "RT-1721", "RT-1722", "RT-1723")
+def test_values_of_the_wrong_form_have_no_effect(house: House, page: Page) -> None:
+    visit(house, page, create("autoSubmit: false"))
+    page.evaluate(
+        """[['signals', 'str'], ['signals', [7]], ['customQueryParams', 'str'], ['logs', ['x']], ['signals', null]]
+          .forEach(function (call) { dil.api[call[0]](call[1], 'c_'); });
+        dil.api.traits('4001').signals({x: 1}, 'c_').submit();"""
+    )
+    until(page, lambda: bool(house.events))
+    assert bare(house.events[0]) == "d_nsid=0&d_ld=_ts%3DMS&d_rtbd=json&d_jsonv=1&d_dst=1&c_x=1"
+    log = page.evaluate("dil.api.getEventLog()")
+    assert sum(line.endswith("had no effect: it takes an object") for line in log) == 5
+    assert "traits had no effect: it takes an array" in log
+
+
+@pytest.mark.rule("RT-005", "RT-1732")
+def test_instances_share_the_first_device(house: House, page: Page) -> None:
+    """On a first page view one call makes the device, and the others wait for it: one visitor, one device."""
+    house.gate.clear()
+    house.answer = lambda call: ANSWER | {"uuid": UUID[:-1] + str(len(house.events))}
+    names = ["{partner: 'acme'", "{partner: 'acme', containerNSID: 2", "{partner: 'other', tcf: false"]
+    visit(house, page, "".join(f"DIL.create({one}, secureDataCollection: false}});" for one in names))
+    until(page, lambda: len(house.events) == 1)
+    page.wait_for_timeout(300)
+    assert len(house.events) == 1
+    house.gate.set()
+    until(page, lambda: len(house.events) == 3)
+    assert [call.get("d_uuid") for call in house.events] == [None, UUID[:-1] + "1", UUID[:-1] + "1"]
+    page.evaluate("DIL.create({partner: 'far', edgeDomain: 'far.test', secureDataCollection: false}).api.submit()")
+    until(page, lambda: len(house.events) == 4)
+
+
+def test_instances_do_not_wait_for_ever_for_the_first_device(house: House, page: Page) -> None:
+    house.gate.clear()
+    page.clock.install(time=0)
+    visit(house, page, CREATE)
+    page.clock.pause_at(3_600)
+    page.evaluate(f"DIL.getDil('acme').api.submit(); {CREATE.replace('acme', 'other')}.api.submit()")
+    until(page, lambda: len(house.events) == 1)
+    page.clock.run_for(9_900)
+    page.wait_for_timeout(300)
+    assert len(house.events) == 1
+    page.clock.run_for(200)
+    until(page, lambda: len(house.events) == 2)
+    assert [call.host for call in house.events] == ["acme.edge.test", "other.edge.test"]
 
 
 @pytest.mark.rule("RT-1714", "RT-811")
@@ -463,27 +551,36 @@ def test_answers_of_the_wrong_form(house: House, page: Page, answer: bytes) -> N
 
 
 def test_requests_that_a_blocker_kills(house: House, context: BrowserContext, page: Page) -> None:
-    """Each fails by itself; the next goes when the way is free. A sync that failed is tried again on the next page."""
-    page.route("**/event?*", lambda route: route.abort("blockedbyclient"))
-    page.route("**/ibs:*", lambda route: route.abort("blockedbyclient"))
+    """Each fails by itself; the next goes when the way is free. What failed is not called sent, and a sync that failed
+    is tried again with the next call."""
+    killed: list[str] = []
+
+    def kill(route: Route) -> None:
+        killed.append(route.request.url)
+        route.abort("blockedbyclient")
+
+    page.route("**/event?*", kill)
+    page.route("**/ibs:*", kill)
     uid = "from: {type: 'query', name: 'u'}"
     sources = f"idSources: [{{dpid: 1, {uid}}}, {{dpid: 2, via: 'ibs', {uid}}}]"
     visit(house, page, create(sources), url=f"{SHOP}/?u=U")
     page.evaluate("dil.api.signals({c_n: 1}).submit().signals({c_n: 2}).useImageRequest().submit()")
-    until(page, lambda: page.evaluate("dil.api.getState().otherRequestInfo.fired.length") >= 3)
-    until(page, lambda: page.evaluate("dil.api.getState().otherRequestInfo.firing") is False)
+    until(page, lambda: any("c_n=2" in url for url in killed) and any("/ibs:" in url for url in killed))
+    info = "dil.api.getState().otherRequestInfo"
+    until(page, lambda: page.evaluate(f"{info}.firingQueue.length === 0 && !{info}.firing"))
     log = page.evaluate("dil.api.getEventLog()")
     assert "Event: no connection, or blocked" in log
     assert "ID sync of query u: no image came (blocked, or something else)" in log
     assert house.calls == []
+    states = "dil.api.checkIds().map(function (one) { return [one.sent, one.reason]; })"
+    assert page.evaluate(states) == [[False, "goes with the next call"]] * 2
     page.unroute("**/event?*")
     page.unroute("**/ibs:*")
     page.evaluate("dil.api.signals({c_n: 3}).submit()")
-    until(page, lambda: len(house.events) == 1)
+    until(page, lambda: len(house.calls) == 2)
     assert (house.events[0].signals, house.events[0].ids) == (["c_n=3"], ["1|U"])
-    page.reload()
-    until(page, lambda: len(house.calls) == 3)
-    assert "/ibs:dpid=2&dpuuid=U" in [call.target for call in house.calls[1:]]
+    assert house.calls[1].target == "/ibs:dpid=2&dpuuid=U"
+    until(page, lambda: page.evaluate(states) == [[True, ""], [True, "called"]])
 
 
 def test_cookies_and_storage_forbidden(house: House, page: Page) -> None:

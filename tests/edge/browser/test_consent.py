@@ -165,6 +165,41 @@ def test_a_refusal_is_not_repeated_until_the_visitor_decides_anew(house: House, 
     until(page, lambda: len(house.events) == 2)
 
 
+def test_a_refusal_belongs_to_the_consent_that_was_sent(house: House, page: Page) -> None:
+    """The visitor grants while the answer to the refusal is under way."""
+    house.gate.clear()
+    refusal = {"errors": [{"code": 315, "msg": "Consent string indicates no consent"}], "tid": "0123456789A="}
+    house.answer = lambda call: ANSWER if call.get("gdpr_consent") == GRANTED else refusal
+    visit(house, page, CMP + create("autoSubmit: false"))
+    page.evaluate("dil.api.submit(); say({eventStatus: 'tcloaded', gdprApplies: true, tcString: 'no'})")
+    until(page, lambda: len(house.events) == 1)
+    page.evaluate(f"say({{eventStatus: 'useractioncomplete', gdprApplies: true, tcString: '{GRANTED}'}})")
+    page.evaluate("dil.api.submit()")
+    house.gate.set()
+    until(page, lambda: len(house.events) == 2)
+    until(page, lambda: page.evaluate("dil.api.getState().uuid") == UUID)
+    assert page.evaluate("dil.api.getState().optedOut") == ""
+
+
+def test_who_objects_while_a_call_is_under_way_is_not_stored(house: House, context: BrowserContext, page: Page) -> None:
+    house.gate.clear()
+    house.answer = ANSWER | {
+        "stuff": [{"cn": "seg", "cv": "1"}],
+        "dests": [{"y": "img", "c": "http://ads.test/img", "e": ""}],
+        "ibs": [{"id": "411", "ttl": 60, "tag": "img", "url": ["//ads.test/a"]}],
+    }
+    visit(house, page, create("autoSubmit: false"))
+    page.evaluate("dil.api.afterResult(function () { window.after = true; }).submit()")
+    until(page, lambda: len(house.events) == 1)
+    page.evaluate("document.cookie = 'dil_optout=1'")
+    house.gate.set()
+    until(page, lambda: page.evaluate("window.after === true"))
+    page.wait_for_timeout(300)
+    assert [cookie["name"] for cookie in context.cookies(SHOP)] == ["dil_optout"]
+    assert page.evaluate("dil.api.getState().uuid") == ""
+    assert len(house.calls) == 1
+
+
 def test_in_a_frame_the_manager_of_the_page_around_it_is_asked(house: House, page: Page) -> None:
     impostor = """setInterval(function () { for (var i = 0; i < 9; i++) { postMessage({__tcfapiReturn:
       {callId: 'dil' + i, success: true, returnValue: {eventStatus: 'tcloaded', tcString: 'wrong'}}}, '*'); } }, 1);"""

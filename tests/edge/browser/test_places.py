@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from edge.browser.house import House, until
+from edge.browser.house import UUID, House, until
 from openaudience.identity.formats import pii
 
 if TYPE_CHECKING:
@@ -179,6 +179,14 @@ PERSONAL = [
     "jo@example.org\ufeff",
     "user=jo@example.org;x",
     "jo@example.org,mary@example.org",
+    "jo@example.org/mary@example.org",
+    "jo@example.org:mary@example.org",
+    "jo@example.org+mary@example.org",
+    "jo@example.org\\mary@example.org",
+    "tel:+4915112345678",
+    "call +49 151 12345678 now",
+    "(+49) 151 12345678",
+    "jo%" + "25" * 20 + "40example.org",
 ]
 HARMLESS = [
     "jo@example",
@@ -189,6 +197,8 @@ HARMLESS = [
     "4915112345678",
     "+1234567",
     "+1234567890123456",
+    "1+12345678",
+    "Kx+7/q=",
 ]
 
 
@@ -226,8 +236,76 @@ def test_personal_data_is_never_sent(house: House, page: Page) -> None:
             assert "l%3D" not in call.body
     sent = "\n".join(f"{call.target} {call.body}" for call in house.calls)
     sent = re.sub("_ts(=|%3D)[0-9]{13}", "", sent)
-    traces = ("jo%40example.org", "jo%252540", "Miller", "jo%40b", "mary", "49%20", "555", "mailto")
+    traces = (
+        "jo%40example.org",
+        "jo%252540",
+        "Miller",
+        "jo%40b",
+        "mary",
+        "49%20",
+        "555",
+        "mailto",
+        "tel",
+        "1234567890 ",
+    )
     assert [one for one in traces if one in sent] == []
+
+
+@pytest.mark.rule("RT-1704")
+def test_a_value_escaped_thousands_of_times(house: House, page: Page) -> None:
+    sources = source(1, "{type: 'variable', path: 'uid'}") + "," + source(2, "{type: 'variable', path: 'other'}")
+    house.page("/", f"<script>var other = 'U', uid = '%' + Array(9000).join('25');{create(sources)}</script>")
+    page.goto(f"{SHOP}/")
+    page.evaluate("dil.api.signals({c_deep: uid, c_plain: '100%25'}).submit()")
+    until(page, lambda: any(call.signals for call in house.events))
+    assert (house.events[-1].ids, house.events[-1].signals) == (["2|U"], ["c_plain=100%25"])
+    assert page.evaluate("dil.api.checkIds()[0].reason").startswith("looks like personal data")
+
+
+# What libraries of 2008 do to the methods of all arrays, and to Object.keys, whatever the browser has.
+OLD_LIBRARY = """
+  Array.prototype.reduce = function () { return this.length > 1 ? this : this[0]; };
+  ['forEach', 'map', 'filter', 'some', 'every', 'find'].forEach(function (name) {
+    Array.prototype[name] = function (iterator, context) {
+      var found = name === 'some' || name === 'every' || name === 'find' ? false : [];
+      this._each(function (value, i) {
+        var result = iterator.call(context, value, i);
+        if (name === 'map') { found.push(result); }
+        if (name === 'filter' && result) { found.push(value); }
+        if (typeof found === 'boolean') { found = found || result; }
+      });
+      return found;
+    };
+  });
+  Array.prototype._each = function (iterator) { for (var i = 0; i < this.length; i++) { iterator(this[i], i); } };
+  Array.prototype.toJSON = function () { return '[]'; };
+  Object.prototype.polluted = 'x';
+  Object.keys = function (object) { var keys = []; for (var key in object) { keys.push(key); } return keys; };
+"""
+
+
+@pytest.mark.rule("RT-1701", "RT-1740")
+@pytest.mark.parametrize("late", [False, True], ids=["library before", "library after"])
+def test_pages_whose_library_replaces_the_methods_of_arrays(house: House, page: Page, late: bool) -> None:
+    creates = f"<script>{OLD_LIBRARY}</script>" if late else ""
+    for part in range(0, len(PLACES), 10):
+        sources = ",".join(source(100 + part + i, p) for i, (p, _) in enumerate(PLACES[part : part + 10]))
+        creates += f"<script>{create(sources, f', containerNSID: {part}')}</script>"
+    creates += """<script>
+      var tags = DIL.tools.getMetaTags('user-id', 'none'), uri = DIL.tools.decomposeURI('/x?a=1');
+      DIL.getDil('acme').api.signals({tag: tags['user-id'], uri: uri.uriParams.a, list: ['y', 'z']}, 'c_')
+        .traits([1, 'x', 2]).submit();</script>"""
+    body = f'<div data-user=" el-5 "></div><p id="acct">\n k 9\t</p><script>{FURNITURE}</script>{creates}'
+    house.page("/", body, '<meta name="user-id" content="Meta ID">')
+    if not late:
+        house.pages["/"] = house.pages["/"].replace("<script", f"<script>{OLD_LIBRARY}</script><script", 1)
+    page.goto(f"{SHOP}/?x=1&u=q+1%2B%C3%A9#u=no")
+    until(page, lambda: len(house.events) == 3)
+    calls = sorted(house.events, key=lambda call: int(call.get("d_nsid") or 0))
+    assert [one for call in calls for one in call.ids] == [f"{100 + i}|{value}" for i, (_, value) in enumerate(PLACES)]
+    assert [call.signals for call in calls] == [["c_tag=Meta ID", "c_uri=1", "c_list=y", "c_list=z"], [], []]
+    assert calls[0].get("d_sid") == "1,2"
+    assert "polluted" not in str(house.calls)
 
 
 @pytest.mark.rule("RT-1703")
@@ -320,7 +398,8 @@ def test_ids_by_image_calls(house: House, context: BrowserContext, page: Page) -
         ("dpm.edge.test", "/ibs:d_cid_ic=crm%01x%011"),
     ]
     assert house.events[0].ids == ["8200|k+1"]
-    until(page, lambda: "synced" in page.evaluate("dil.api.checkIds()[1].reason"))
+    until(page, lambda: page.evaluate("dil.api.checkIds()[1].reason") == "called")
+    assert page.evaluate("dil.api.checkIds()[1].sent")
     until(page, lambda: page.evaluate("localStorage.length") == 2)
     assert "k+1" not in page.evaluate("JSON.stringify(localStorage)")
 
@@ -355,6 +434,7 @@ def test_check_of_ids(house: House, page: Page) -> None:
         ("query a", "cust***", False, "ID syncs are switched off"),
     ]
     page.evaluate("dil.api.submit()")
-    until(page, lambda: bool(house.events))
+    until(page, lambda: page.evaluate("dil.api.getState().uuid") == UUID)
+    until(page, lambda: page.evaluate("dil.api.getState().otherRequestInfo.firing") is False)
     assert [(r["sent"], r["reason"]) for r in page.evaluate("dil.api.checkIds()")[:2]] == [(True, ""), (True, "")]
     assert all(call.path == "/event" for call in house.calls)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import socket
 import threading
 from collections.abc import Iterator, Mapping
@@ -70,6 +71,68 @@ def frequencies(house: House, profile: str) -> dict[int, int]:
 
 def ids(house: House, profile: str) -> list[tuple[int, str]]:
     return sorted((one["data_source"], one["id"]) for one in house.json("profile", profile)["ids"])
+
+
+@pytest.mark.rule("RT-509", "RT-510")
+def test_the_script_has_the_headers_of_all_answers(tmp_path: Path) -> None:
+    house = House(tmp_path / "home", acme())
+    gzip = {"accept-encoding": "gzip", "origin": "http://www.shop.test"}
+    answer = house.call("/dil.js", headers=gzip)
+    plain = house.call("/dil.js", headers={"accept-encoding": "br, gzip;q=0"})
+    again = house.call("/dil.js", headers={**gzip, "if-none-match": answer.first("etag") or ""})
+    assert (answer.status, plain.status, again.status) == (200, 200, 304)
+    assert answer.all("content-encoding") == ["gzip"]
+    assert plain.all("content-encoding") == []
+    for one in (answer, plain, again):
+        assert one.all("cache-control") == ["public, max-age=3600"]
+        assert one.all("vary") == ["Accept-Encoding, Origin"]
+        assert one.all("pragma") == one.all("expires") == []
+        assert len(one.all("dcs")) == len(one.all("x-tid")) == 1
+        assert len(one.first("x-tid") or "") == 12
+    for one in (answer, again):
+        assert one.all("access-control-allow-origin") == ["http://www.shop.test"]
+        assert one.all("access-control-allow-credentials") == ["true"]
+    assert plain.all("access-control-allow-origin") == []
+    house.close()
+
+
+@pytest.mark.rule("RT-510")
+@pytest.mark.parametrize("mode", ["anonymous", "use-credentials"])
+def test_pages_may_ask_for_the_script_with_cors(tmp_path: Path, mode: str) -> None:
+    house = House(tmp_path / "home", acme())
+    tag = f'<!DOCTYPE html><title>x</title><script crossorigin="{mode}" src="http://acme.edge.test/dil.js"></script>'
+    with served(Sites(house.edge, {b"/": tag})) as port, chromium(port) as browser:
+        page = browser.new_context().new_page()
+        page.goto(SHOP)
+        assert page.evaluate("typeof DIL") == "function"
+    house.close()
+
+
+GUIDE = Path(__file__).parents[3] / "docs" / "site-guide.md"
+PRIVACY = """<!DOCTYPE html><title>x</title><script src="http://acme.edge.test/dil.js"></script><script>
+  DIL.create({partner: 'acme', secureDataCollection: false});
+</script>"""
+
+
+@pytest.mark.rule("RT-1504", "RT-1507")
+def test_the_opt_out_of_the_guide_for_a_device_without_a_login(tmp_path: Path) -> None:
+    (code,) = re.findall("```js\n([^`]*demoptout[^`]*)```", GUIDE.read_text(encoding="utf-8"))
+    code = code.replace("https://", "http://").replace("edge.example.com", "edge.test")
+    house = House(tmp_path / "home", acme())
+    with served(Sites(house.edge, {b"/": PRIVACY})) as port, chromium(port) as browser:
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(SHOP)
+        until(page, lambda: any(cookie["name"] == "aam_did" for cookie in context.cookies(SHOP)))
+        with page.expect_response("**/demoptout.jpg?*") as response:
+            page.evaluate(code)
+        assert response.value.status == 200
+        cookies = {cookie["name"]: cookie["value"] for cookie in context.cookies(SHOP)}
+        assert cookies["dil_optout"] == "1"
+        assert page.evaluate("DIL.getDil('acme').api.getState().optedOut") == "opted out (cookie dil_optout)"
+    body = f"d_uuid={cookies['aam_did']}&d_rtbd=json"
+    assert house.call("/event", body=body).codes == [171]
+    house.close()
 
 
 @pytest.mark.rule("RT-1701", "RT-1705", "RT-1714", "RT-811", "RT-902", "RT-114", "RT-710", "RT-003")
