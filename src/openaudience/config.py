@@ -24,6 +24,9 @@ MIB = 2**20
 GIB = 2**30
 
 Count = Annotated[int, Meta(ge=1)]
+QUALIFICATIONS = 150_000
+"""Traits that a profile can have of a partner (QL-517). A partner cannot have more traits, so nobody reaches the limit,
+and no trait ever has to make room for another."""
 Days = Annotated[int, Meta(ge=1, le=36500)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Seconds = Annotated[int, Meta(ge=0, le=86400)]
@@ -46,7 +49,7 @@ class LimitsSection(msgspec.Struct, frozen=True):
     uncompressed_bytes: Count = 5 * GIB
     advise_compressed_bytes: Count = 300 * MIB
     advise_uncompressed_bytes: Count = GIB
-    traits: Count = 100_000
+    traits: Annotated[int, Meta(ge=1, le=QUALIFICATIONS)] = 100_000
     rule_based_traits: Count = 100_000
     onboarded_traits: Count = 100_000
     algorithmic_traits: Count = 50

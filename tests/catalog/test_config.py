@@ -54,6 +54,7 @@ def test_defaults(tmp_path: Path) -> None:
         ("limits = 3\n", {}, ["[limits]"]),
         ("[limits\n", {}, ["not TOML", "line 1"]),
         ("[limits]\ncookies = 0\n", {}, ["limits.cookies", ">= 1"]),
+        ("[limits]\ntraits = 150001\n", {}, ["limits.traits", "<= 150000"]),
         ("[limits]\ncookies = 'x'\n", {}, ["openaudience.toml: limits.cookies"]),
         (
             "",

@@ -60,6 +60,13 @@ def test_signals_are_listed_by_how_often_they_came(product: Product) -> None:
     assert "2  unused  item=bag  acme" in product.run("signals")
 
 
+def test_what_anybody_sends_does_not_write_to_the_terminal(product: Product) -> None:
+    send(product, NOW, 900, Sent("c_\x1b[31m", "a\x1b]0;owned\x07\n   9  used    c_false=1  acme\x9b", False))
+    (line,) = product.run("signals").splitlines()
+    assert line.isprintable()
+    assert "owned" in line
+
+
 def test_what_cannot_be_listed_is_said(product: Product) -> None:
     product.run("signals", "--partner", "nobody", expect=(1,))
     product.run("signals", "--days", "0", expect=(2,))

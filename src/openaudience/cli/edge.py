@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from openaudience.cli.data import opened_site, show
+from openaudience.dropoff.paths import printable
 from openaudience.errors import InputError
 
 if TYPE_CHECKING:
@@ -54,4 +55,4 @@ def allow(options: Options, text: str) -> int:
 
 def _written(dpid: int, id: str) -> str:
     """An ID as ``allow`` takes it."""
-    return f"{dpid}:{id}" if dpid else id
+    return f"{dpid}:{printable(id)}" if dpid else id

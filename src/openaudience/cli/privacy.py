@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openaudience.cli.data import opened_site, show
+from openaudience.dropoff.paths import printable
 from openaudience.errors import UsageError
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def privacy(options: Options, file: Path) -> int:
 
 
 def _tell(user: dict[str, Any], one: dict[str, Any]) -> None:
-    print(f"{user['key']}: {one['namespace']} {one['value']}: {one.get('error', ', '.join(user['action']) + ' done')}")
+    print(f"{user['key']}: {one['namespace']} {printable(one['value'])}: {one.get('error', ', '.join(user['action']) + ' done')}")
     for found in one["access"]["profiles"] if "access" in one else ():
         for trait in found["traits"]:
             print(
@@ -72,7 +73,7 @@ def _tell(user: dict[str, Any], one: dict[str, Any]) -> None:
         for segment in found["segments"]:
             print(f"  segment {segment['sid']} {segment['name']}, since {segment['joined']}")
     for mapped in one["access"]["mapped_ids"] if "access" in one else ():
-        print(f"  mapped to {mapped['data_source']}:{mapped['id']}")
+        print(f"  mapped to {mapped['data_source']}:{printable(mapped['id'])}")
     for whom, out in one["access"]["opted_out"].items() if "access" in one else ():
         if out:
             print(f"  opted out {whom.replace('_', ' ')}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from openaudience.cli.data import opened_site, show
+from openaudience.dropoff.paths import printable
 from openaudience.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,7 +24,8 @@ def signals(options: Options, partner: str | None, unused: bool, days: int) -> i
         return 0
     for one in documents:
         use = "used  " if one["used"] else "unused"
-        print(f"{one['count']:>12,}  {use}  {one['key']}={one['value']}  {one['partner'] or one['pid']}")
+        signal = printable(f"{one['key']}={one['value']}")
+        print(f"{one['count']:>12,}  {use}  {signal}  {one['partner'] or one['pid']}")
     if not documents:
         print(f"no {'unused ' if unused else ''}signals within {days} days")
     return 0
