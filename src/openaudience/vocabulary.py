@@ -24,6 +24,8 @@ GLOBAL_SOURCES: dict[int, str] = {
     1171489: "Vizio Identifier for Advertising (IFA)",
 }
 """The eight global data sources of device advertising IDs (IN-12, RT-120 … RT-127)."""
+GLOBAL_CODES = {f"DSID_{dpid}": dpid for dpid in GLOBAL_SOURCES}
+"""Their integration codes (RT-130)."""
 
 IdType = Literal["COOKIE", "CROSS_DEVICE", "DEVICE_ADVERTISING_ID"]
 PiiGuard = Literal["off", "ids", "ids_and_values"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from openaudience.calls.model import Call, Origin, Pair
+from openaudience.calls.model import Call, OptOut, Origin, Pair
 from openaudience.calls.sqlite import SqliteCalls
 from openaudience.calls.store import View, Work
 
@@ -57,6 +58,13 @@ def asked(store: SqliteCalls, question: Any) -> Any:
     if isinstance(answer, Exception):
         raise answer
     return answer
+
+
+def optouts(store: SqliteCalls) -> list[tuple[OptOut, int]]:
+    """All opt-outs whose text is known with the instant each was made, in the order made."""
+    with closing(sqlite3.connect(store.path)) as connection:
+        rows = connection.execute("SELECT pid, dpid, id, at FROM optouts WHERE id IS NOT NULL ORDER BY number")
+        return [(OptOut(pid, dpid, ident), at) for pid, dpid, ident, at in rows]
 
 
 def logged(store: SqliteCalls) -> list[Call]:

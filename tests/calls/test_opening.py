@@ -49,7 +49,7 @@ def test_what_names_no_file_is_refused(tmp_path: Path, address: str) -> None:
 def test_environments_never_share_a_file(tmp_path: Path, address: str) -> None:
     said = address.format(tmp_path)
     real = open_calls(said, tmp_path / "production", SEEDS)
-    trial = open_calls(said, tmp_path / "beta", SEEDS, keep=True)
+    trial = open_calls(said, tmp_path / "beta", SEEDS)
     try:
         real.group([saying(call())])
         assert (real.newest(), trial.newest()) == (1, 0)

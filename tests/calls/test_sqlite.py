@@ -9,12 +9,14 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from calls.samples import (
@@ -32,12 +34,14 @@ from calls.samples import (
     logged,
     opened,
     opted_out,
+    optouts,
     pair,
     put,
     saying,
 )
-from openaudience.calls.model import PLATFORM, Call, OptOut, Realized, Sent
-from openaudience.calls.sqlite import STEP, SqliteCalls
+from openaudience.calls import sqlite
+from openaudience.calls.model import PLATFORM, Call, OptOut, Realized, Sent, encode
+from openaudience.calls.sqlite import FORGET_STEP, STEP, STEP_SIGNALS, SqliteCalls
 from openaudience.calls.store import CallStore, Denial, SignalCount, View
 from openaudience.errors import StoreUnavailable, SystemFailure
 from openaudience.identity import keys
@@ -69,7 +73,7 @@ def test_it_is_a_call_store(store: SqliteCalls) -> None:
     it: CallStore = store
     assert it.newest() == 0
     assert it.log(0, 10) == []
-    assert (list(it.optouts()), it.denials(), it.signals()) == ([], [], [])
+    assert (it.denials(), it.signals()) == ([], [])
 
 
 def test_a_group_gives_what_each_work_gives_and_logs_in_order(store: SqliteCalls) -> None:
@@ -94,7 +98,7 @@ def test_a_work_that_raises_leaves_nothing_and_the_others_go_on(store: SqliteCal
     assert results[4] == 2
     assert [type(one) for one in results[1:4]] == [ValueError, OverflowError, UnicodeEncodeError]
     assert logged(store) == [call(A, pair("x")), call(B)]
-    assert list(store.optouts()) == []
+    assert optouts(store) == []
     assert device_of(store, "big") is None
 
 
@@ -189,9 +193,9 @@ def test_an_opt_out_holds_for_its_partner_or_for_all(store: SqliteCalls) -> None
 
 def test_the_first_opt_out_stays_and_all_come_in_order(store: SqliteCalls) -> None:
     put(store, call("", at=100, optouts=(OptOut(PID, CRM, "z"), OptOut(PID, 0, A))))
-    store.opt_out([OptOut(PID, 0, A), OptOut(PID, CRM, "b"), OptOut(PLATFORM, 0, A)], 200)
+    put(store, call("", at=200, optouts=(OptOut(PID, 0, A), OptOut(PID, CRM, "b"), OptOut(PLATFORM, 0, A))))
     put(store, call("", at=300, optouts=(OptOut(PID, CRM, "z"), OptOut(PID, CRM, "a"))))
-    assert list(store.optouts()) == [
+    assert optouts(store) == [
         (OptOut(PID, CRM, "z"), 100),
         (OptOut(PID, 0, A), 100),
         (OptOut(PID, CRM, "b"), 200),
@@ -264,7 +268,7 @@ def test_opt_outs_and_denials_stay_when_calls_are_settled(store: SqliteCalls) ->
     store.deny(CRM, "x", NOW)
     store.settle(1)
     assert (device_of(store, "x"), opted_out(store, "x")) == (None, True)
-    assert list(store.optouts()) == [(OptOut(PID, CRM, "x"), NOW)]
+    assert optouts(store) == [(OptOut(PID, CRM, "x"), NOW)]
     assert len(store.denials()) == 1
 
 
@@ -301,26 +305,86 @@ def test_two_drains_at_once_count_once(path: Path) -> None:
 def test_a_drain_whose_calls_another_settled_meanwhile_counts_nothing(path: Path) -> None:
     with opened(path) as one, opened(path) as other:
         put(one, call(A, sent=signals(("k", "v", True))), call(B, sent=signals(("k", "v", True))))
-        read = other.log
+        read = other._walk
 
-        def late(after: int, most: int) -> list[tuple[int, Call]]:
-            calls = read(after, most)
+        def late(after: int, upto: int, most: int, take: Callable[[int, bytes], bool]) -> int:
+            last = read(after, upto, most, take)
             one.settle(1)
-            return calls
+            return last
 
-        other.log = late  # type: ignore[method-assign]
+        other._walk = late  # type: ignore[method-assign]
         other.settle(2)
         assert one.signals() == [SignalCount(HOUR, PID, "k", "v", True, 2)]
         assert one.log(0, 10) == []
 
 
-def test_kept_calls_are_never_settled(path: Path) -> None:
-    with opened(path, keep=True) as store:
-        put(store, call(A, pair("x"), sent=signals(("k", "v", True))))
-        store.settle(1)
-        assert store.newest() == len(store.log(0, 10)) == 1
+def test_calls_with_many_signals_are_settled_piece_by_piece(store: SqliteCalls, path: Path) -> None:
+    """Nobody waits for a call that sent thousands of signals, and each of them counts once."""
+    many = 2 * STEP_SIGNALS + 500
+    store.close()
+    turns: list[str] = []
+    with opened(path, fault=turns.append) as store:
+        sent = signals(*((f"k{number}", "v", True) for number in range(many)))
+        put(store, call(A, pair("x"), sent=sent), call(B, sent=sent[:7]), call(C, pid=None, sent=sent))
+        store.settle(3)
+        assert turns.count("calls.settled") == 3
+        counts = {one.key: one.count for one in store.signals()}
+        assert counts == {f"k{number}": 2 if number < 7 else 1 for number in range(many)}
+        assert store.log(0, 10) == []
+    assert table(path, "named") == []
+
+
+def test_a_call_settled_in_pieces_is_whole_for_all_who_ask_meanwhile(path: Path) -> None:
+    turns: list[str] = []
+
+    def fault(point: str) -> None:
+        turns.append(point)
+        if point == "calls.settled" and turns.count(point) == 2:
+            raise sqlite3.OperationalError("disk I/O error")
+
+    sent = signals(*((f"k{number}", "v", True) for number in range(STEP_SIGNALS + 1)))
+    with opened(path, fault=fault) as store:
+        put(store, call(A, pair("x"), sent=sent))
+        with pytest.raises(StoreUnavailable):
+            store.settle(1)
         assert device_of(store, "x") == A
-        assert store.signals() == []
+        assert store.log(0, 10) == [(1, call(A, pair("x"), sent=sent[STEP_SIGNALS:]))]
+        assert len(store.signals()) == STEP_SIGNALS
+        store.settle(1)
+        assert {one.count for one in store.signals()} == {1}
+        assert len(store.signals()) == len(sent)
+
+
+def test_old_counts_are_forgotten_in_steps(store: SqliteCalls) -> None:
+    sent = signals(*((f"k{number}", "v", True) for number in range(STEP_SIGNALS + 1)))
+    put(store, call(A, sent=sent), call(A, at=NOW + 3600, sent=sent[:1]))
+    store.settle(2)
+    store.forget_signals(HOUR + 1)
+    assert store.signals() == [SignalCount(HOUR + 1, PID, "k0", "v", True, 1)]
+
+
+def test_a_call_is_told_of_so_many_of_one_profile(store: SqliteCalls, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "MOST_OF_ONE", 3)
+    calls = [call(A, at=NOW + number) for number in range(5)]
+    put(store, *calls, call(B))
+    assert calls_of(store, A, dpid=0) == calls[2:]
+    assert calls_of(store, A, 3, dpid=0) == calls[3:]
+
+
+def test_the_log_comes_in_pieces_that_fit_into_memory(store: SqliteCalls, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "LOG_BYTES", 3_000)
+    wordy = [call(A, pair("x" * 1_000), at=NOW + number) for number in range(5)]
+    put(store, *wordy)
+    assert store.log(0, 10) == list(enumerate(wordy[:3], 1))
+    assert store.log(3, 10) == [(4, wordy[3]), (5, wordy[4])]
+
+
+def test_signals_take_no_memory_where_nobody_asks_for_them(store: SqliteCalls, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "LOG_BYTES", 3_000)
+    mapped = [call(A, pair("x"), at=NOW + number, customers=(pair("x"),), tid="t") for number in range(5)]
+    put(store, *(msgspec.structs.replace(one, sent=signals(("k", "v" * 5_000, True))) for one in mapped))
+    assert store.log(0, 10, signals=False) == list(enumerate(mapped, 1))
+    assert calls_of(store, "x") == mapped
 
 
 # forgetting
@@ -362,13 +426,16 @@ def test_a_forgotten_device_maps_and_realises_nothing(store: SqliteCalls, path: 
 @pytest.mark.rule("RT-1512", "RT-1908")
 def test_a_forgotten_id_stays_opted_out_without_its_text(store: SqliteCalls, path: Path) -> None:
     secret = "text-that-must-go"
-    put(store, call(A, pair(secret), optouts=(OptOut(PID, CRM, secret),)), call(B, pair("stays")))
+    put(
+        store,
+        call(A, pair(secret), optouts=(OptOut(PID, CRM, secret), OptOut(PID, CRM, "other"))),
+        call(B, pair("stays")),
+    )
     store.settle(1)
-    store.opt_out([OptOut(PID, CRM, "other")], NOW)
     store.deny(CRM, secret, NOW)
     assert store.forget([(CRM, secret)]) == 0
     assert opted_out(store, secret)
-    assert list(store.optouts()) == [(OptOut(PID, CRM, "other"), NOW)]
+    assert optouts(store) == [(OptOut(PID, CRM, "other"), NOW)]
     assert store.denials() == []
     # not in a free page or the write-ahead log either
     held = b"".join(file.read_bytes() for file in path.parent.iterdir())
@@ -536,8 +603,63 @@ def test_a_call_that_cannot_be_read_stops_nobody_else(store: SqliteCalls, path: 
     with opened(path) as other:
         put(other, call(B))
     assert store.group([saying(call(C), "fine, too")]) == ["fine, too"]
-    with pytest.raises(SystemFailure, match="call 1 cannot be read"):
-        store.log(0, 10)
+
+
+@pytest.mark.parametrize("body", [b"", b"\x93", b"\x81\xa1\xff\x01", encode(call("A"))[:-1].replace(b"A", b"\xff")])
+def test_what_cannot_be_read_is_set_aside(
+    store: SqliteCalls, path: Path, body: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    sent = signals(("k", "v", True))
+    put(store, *(call(A, pair("x"), at=NOW + number, sent=sent) for number in range(4)))
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE log SET body = ? WHERE call IN (2, 4)", (body,))
+    assert [number for number, _ in store.log(0, 1)] == [1]
+    # two are asked for, and one is there: none would mean the end
+    assert [number for number, _ in store.log(1, 1)] == [3]
+    assert [record.getMessage().partition(" cannot")[0][-6:] for record in caplog.records] == ["call 2"]
+    store.settle(4)
+    assert len(caplog.records) == 2
+    assert store.log(0, 10) == []
+    assert [one.count for one in store.signals()] == [2]
+    assert (store.newest(), device_of(store, "x")) == (4, None)
+    assert sorted(row[0] for row in table(path, "log")) == [-4, -2]
+    # whom it names is known still
+    store.forget([(CRM, "x")])
+    assert table(path, "log") == []
+
+
+@pytest.mark.rule("RT-1908")
+def test_a_call_that_cannot_be_read_is_forgotten_whole(store: SqliteCalls, path: Path) -> None:
+    put(store, call(A, pair("x")), call(A, pair("y")))
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE log SET body = x'93'")
+    assert store.forget([(CRM, "x")]) == 1
+    assert [row[0] for row in table(path, "log")] == [2]
+
+
+def test_forgetting_waits_for_no_reader(store: SqliteCalls, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(store, call(A))
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM log").fetchall()
+        put(store, call(B))
+        began = time.monotonic()
+        assert store.forget([(0, A)]) == 1
+        # SQLite would have waited for ten seconds
+        assert time.monotonic() - began < sqlite.BUSY_SECONDS / 2
+    (patience,) = store._opened().execute("PRAGMA busy_timeout").fetchone()
+    assert patience == sqlite.BUSY_SECONDS * 1000
+
+
+def test_an_id_that_is_named_very_often_is_forgotten_in_steps(path: Path) -> None:
+    turns: list[str] = []
+    many = 2 * FORGET_STEP
+    with opened(path, fault=turns.append) as store:
+        put(store, *(call(A, pair("x"), at=NOW + number) for number in range(many)), call(B))
+        assert store.forget([(CRM, "x")]) == many
+        assert all(not one.pairs for one in logged(store))
+        assert store.forget([(0, A)]) == many
+        assert [one.uuid for one in logged(store)] == [""] * many + [B]
 
 
 @pytest.mark.rule("OP-44")
@@ -584,7 +706,7 @@ def test_an_error_of_the_disk_changes_nothing(path: Path, point: str, act: Calla
     def shown(store: SqliteCalls) -> list[Any]:
         return [
             store.log(0, 10),
-            list(store.optouts()),
+            optouts(store),
             store.signals(),
             calls_of(store, "x"),
             table(path, "named"),

@@ -326,6 +326,24 @@ def test_switching_on_unique_codes_while_there_are_doubles_is_refused(desk: Desk
     assert found == ["4:78: E_DUPLICATE_CODE: uniqueTraitIntegrationCodes: two traits have the code 'x'"]
 
 
+@pytest.mark.rule("RT-107", "RT-203")
+def test_the_code_of_an_inactive_data_source_is_free(desk: Desk) -> None:
+    def sources(*fields: str) -> str:
+        return acme(dataSources=f"[{', '.join(fields)}]")
+
+    old = "{dataSourceId: 30, name: Old, integrationCode: crm}"
+    new = "{dataSourceId: 31, name: New, integrationCode: crm}"
+    taken = "E_DUPLICATE_CODE: integrationCode: another active data source has 'crm'"
+    desk.apply(sources(old))
+    assert [line.split(": ", 1)[1] for line in desk.mistakes(sources(new))] == [taken]
+    desk.apply(sources("{dataSourceId: 30, name: Old, status: INACTIVE}"))
+    desk.apply(sources(new))
+    assert [line.split(": ", 1)[1] for line in desk.mistakes(sources("{dataSourceId: 30, status: ACTIVE}"))] == [taken]
+    desk.apply(sources("{dataSourceId: 30, status: ACTIVE, integrationCode: crm-old}"))
+    # a change of both at once is judged by what comes of it
+    desk.apply(sources("{dataSourceId: 31, status: INACTIVE}", "{dataSourceId: 30, integrationCode: crm}"))
+
+
 @pytest.mark.rule("RT-209")
 def test_a_key_of_a_destination_stays_outbound(desk: Desk) -> None:
     source = "[{dataSourceId: 10, name: CRM, outboundS2S: %s}]"

@@ -37,6 +37,8 @@ ACME = Partner(
         ("c_mood", "blue"): (("p_mood", "low"),),
     },
 )
+OWN = Partner(902, "own")
+"""Has data sources of an early version, with codes that nobody gets any more."""
 BOLT = Partner(901, "bolt", traits={5001: 9100}, rules=((5001, parse('c_step == "cart"')),))
 
 SOURCES = [
@@ -53,12 +55,14 @@ SOURCES = [
     Source(9200, 901, "quiet"),
     Source(9300, 901, "lent", shared=True),
     Source(9400, 901, "given", shared=True),
+    Source(9501, 902, "DSID_20914"),
+    Source(9502, 902, "DSID_19"),
     *(Source(dpid, 0, kind=IdKind.DAID) for dpid in GLOBAL_SOURCES),
 ]
 
 PARTNERS = Partners(
     1,
-    {900: ACME, 901: BOLT},
+    {900: ACME, 901: BOLT, 902: OWN},
     {source.dpid: source for source in SOURCES},
     Audiences({}, {}, {}, {}, {}, {}, {}, {}),
 )

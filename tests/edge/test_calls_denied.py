@@ -14,6 +14,7 @@ from openaudience.calls.store import Denial
 from openaudience.identity.ecid import to_ecid
 
 ACME_ORG = "53A16ACB5CC1D3760A495C99@AdobeOrg"
+REFUSED = "gdpr=1&gdpr_consent=CQdWToAQdWToAAfABBENB4EgAIAAAAAAAAYgEawAQEagAAAA"
 GAID = "381e9c40-52ab-4f3d-9e08-1b6c2d3e4f50"
 
 
@@ -27,6 +28,18 @@ def house(tmp_path: Path) -> Iterator[House]:
 def denied(house: House, dpid: int, id: str) -> None:
     """As if another process had put it on the list."""
     house.sites["production"].calls.deny(dpid, id, 1)
+
+
+@pytest.mark.rule("RT-1502", "RT-1805")
+@pytest.mark.parametrize(("target", "code"), [("/demoptout?d_rtbd=json", 171), (f"/event?d_rtbd=json&{REFUSED}", 315)])
+def test_the_deny_list_takes_nobodys_right_to_opt_out(house: House, target: str, code: int) -> None:
+    denied(house, 7001, "hot")
+    denied(house, 20914, GAID)
+    with logging(house) as stored:
+        answer = house.call(f"{target}&d_cid=7001%01hot&d_cid=20914%01{GAID}")
+    assert set(answer.codes) == {code}
+    named = {(one.dpid, one.id) for call in stored for one in call.optouts}
+    assert named >= {(7001, "hot"), (20914, GAID)}
 
 
 @pytest.mark.rule("RT-1601", "RT-1602", "RT-1424")
@@ -49,6 +62,40 @@ def test_an_id_that_comes_too_often(house: House) -> None:
     assert [(call.uuid, pairs(call), len(call.realized)) for call in stored] == [(uuid, [(7001, "cool")], 1)]
     house.now += timedelta(hours=9)
     assert house.event("d_cid=7001%01hot").codes == [303, 104]  # for good, until an operator says otherwise
+
+
+@pytest.mark.rule("RT-1601")
+def test_a_call_counts_once_for_each_of_its_ids(house: House) -> None:
+    uuid = someone()
+    same = "d_cid=7001%01rep&d_cid_ic=crm%01rep&dpid=7001&dpuuid=rep"
+    for _ in range(3):
+        assert house.event(f"{same}&d_uuid={uuid}", cookie=uuid).codes == []
+    assert house.event(f"{same}&d_uuid={uuid}", cookie=uuid).codes == [303, 303, 303, 306, 307]
+    room = house.rooms["production"]
+    room.deny.flush()
+    listed = {(one.dpid, one.id): one.count for one in house.sites["production"].calls.denials()}
+    assert listed == {(7001, "rep"): 1, (0, uuid): 1}
+
+
+@pytest.mark.rule("RT-1601", "RT-705")
+def test_a_call_that_is_decided_again_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when an index is published while the call is decided."""
+    house = House(tmp_path / "home", acme(), "deny_calls = 1")
+    room = house.rooms["production"]
+    looks = iter([False, True] * 3)
+    monkeypatch.setattr(room.reader, "is_current", lambda published: next(looks))
+    with logging(house) as stored:
+        assert house.event("d_cid=7001%01ab:c&c_step=cart", cookie=someone()).codes == []
+        # without a mapping the provider's redirect is refused while the call is read
+        evil = "redir=https%3A%2F%2Fevil.example%2F"
+        assert house.call(f"/ibs:dpid=8100&{evil}", host="dpm", cookie=someone()).first("x-error") == "300"
+        assert house.call(f"/ibs:dpid=8100&dpuuid=k&{evil}", host="dpm", cookie=someone()).pixel
+    assert next(looks, None) is None
+    assert len(stored) == 3
+    assert (room.colons, room.redirects_refused) == (1, {"evil.example": 2})
+    room.deny.flush()
+    assert house.sites["production"].calls.denials() == []
+    house.close()
 
 
 @pytest.mark.rule("RT-1601")

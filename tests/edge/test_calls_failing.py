@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edge.house import U1, U2, House, acme, answered
-from edge.logged import logging, pairs
+from edge.logged import logging, names, pairs
 from openaudience.edge import calls as calls_module
 from openaudience.edge.app import Edge
 from openaudience.edge.declared import declared
 from openaudience.edge.visitors import Visitors
 from openaudience.errors import StoreUnavailable, SystemFailure
+from openaudience.runs.applier import Applier
+from openaudience.runs.settling import Settler
+from openaudience.runs.site import Lease
 
 CLICK = "/event?d_event=click&d_rd=https%3A%2F%2Fshop.example%2F%3Fu%3D%25d_uuid%25"
 UNSPECIFIED = [{"code": 0, "msg": "Unspecified error"}]
@@ -179,3 +183,88 @@ def test_an_opt_out_holds_for_what_comes_right_behind(house: House) -> None:
         return list(await asyncio.gather(one(*event), one(b"/demoptout", f"d_uuid={U1}"), one(*event)))
 
     assert asyncio.run(run()) == ["", "171", "171"]
+
+
+@pytest.mark.rule("RT-1400", "RT-004")
+def test_a_call_that_cannot_be_answered_is_not_stored(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = house.rooms["production"]
+    original = room._document
+
+    def lost(visit: Any) -> dict[str, Any]:
+        if visit.request.first("c_bad"):
+            raise KeyError("a secret")
+        return original(visit)
+
+    monkeypatch.setattr(room, "_document", lost)
+    with logging(house) as stored:
+        answers = together(house, [f"d_uuid={U1}", f"d_uuid={U1}&d_cid=7001%01bad&c_bad=1", f"d_uuid={U2}"])
+    assert [answer.get("errors", []) for answer in answers] == [[], UNSPECIFIED, []]
+    assert [call.uuid for call in stored] == [U1, U2]
+    assert names(house, 7001, "bad") is None
+
+
+class Died(BaseException):
+    """A process that is killed."""
+
+
+def slept(seconds: float) -> None:
+    raise AssertionError(f"the edge slept for {seconds} s")
+
+
+@pytest.fixture
+def decided(house: House, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
+    """Drains, and dies between the decision and the publication; whoever waits for that afterwards fails."""
+    site = house.sites["production"]
+
+    def die(_: Settler) -> None:
+        raise Died
+
+    def drain() -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(Settler, "recover", die)
+            with Lease(site) as lease, pytest.raises(Died):
+                Applier(site).drain(lease)
+        monkeypatch.setattr("openaudience.runs.site.time.sleep", slept)
+
+    yield drain
+    monkeypatch.undo()
+    with Lease(site):
+        Applier(site).settler.recover()
+
+
+SEGMENTS = f"d_uuid={U1}&d_cts=2"
+
+
+@pytest.mark.rule("RT-003", "RT-1415")
+def test_a_run_that_nobody_publishes_holds_nobody_up(house: House, decided: Callable[[], None]) -> None:
+    house.event(f"d_uuid={U1}&d_cid=7001%01z&c_step=cart&c_colour=teal")
+    decided()
+    with logging(house) as stored:
+        answers = together(house, [SEGMENTS, f"d_uuid={U2}&c_step=cart", "d_cid=7001%01z"])
+    told = [{"code": 200, "msg": f"Cannot read traits from profile cache for id: {U1}"}]
+    assert [answer.get("errors", []) for answer in answers] == [told, [], []]
+    assert [answer["uuid"] for answer in answers] == [U1, U2, U1]
+    assert [call.uuid for call in stored] == [U1, U2, U1]
+    with Lease(house.sites["production"]):
+        Applier(house.sites["production"]).settler.recover()
+    answer = house.event(SEGMENTS).json
+    assert (answer.get("errors"), answer["segments"]) == (None, [6001])
+
+
+@pytest.mark.rule("RT-003", "RT-1014", "RT-1207")
+def test_what_is_known_of_a_generation_serves_while_the_next_one_is_not_published(
+    house: House, decided: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house.event(f"d_uuid={U1}&c_step=cart")
+    with Lease(house.sites["production"]) as lease:
+        Applier(house.sites["production"]).drain(lease)
+    assert house.event(SEGMENTS).json["segments"] == []
+    house.event(f"d_uuid={U1}&c_colour=teal")
+    decided()
+    for _ in range(2):
+        answer = house.event(SEGMENTS).json
+        assert (answer.get("errors"), answer["segments"]) == (None, [6001])
+        # the workspace has changed, as far as the edge can tell; the index has not
+        desk = house.rooms["production"].reader._desk
+        partners = copy(desk.partners())
+        monkeypatch.setattr(desk, "partners", lambda partners=partners: partners)

@@ -170,3 +170,15 @@ def test_the_beta_host(tmp_path: Path) -> None:
     house.environment = "production"
     assert len(list(calls_of(house, "beta").log(0, 100))) == 4
     house.close()
+
+
+@pytest.mark.rule("RT-1408", "RT-707")
+def test_referers_of_syncs_are_the_affair_of_the_owner(called: House) -> None:
+    headers = {"referer": "https://elsewhere.example/"}
+    for host in ("acme", "dpm", "bolt", "nobody"):
+        for query in ("dpid=9104&dpuuid=r", "dpid=9104&redir=https%3A%2F%2Fb.example%2F"):
+            refused = called.call(f"/ibs:{query}", host=host, headers=headers, cookie=U1)
+            assert (refused.status, refused.first("x-error")) == (200, "109")
+            allowed = called.call(f"/ibs:{query}", host=host, headers={"referer": "https://bolt.example/"}, cookie=U1)
+            assert allowed.first("x-error") is None
+        assert called.call("/ibs:dpid=8100&dpuuid=r", host=host, headers=headers, cookie=U1).first("x-error") is None

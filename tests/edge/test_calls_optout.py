@@ -88,6 +88,11 @@ def test_malformed_ids_in_an_opt_out(called: House) -> None:
         assert called.call("/demoptout?d_rtbd=json&d_mid=1&d_cid=7001%01a").codes == [101]
         assert called.call("/demoptout?d_rtbd=json&d_cid=9101%01a").codes == [302, 104]
     assert stored == []
+    # a slip of the pen must not opt out for ever whoever sits at this browser
+    with logging(called) as stored:
+        for query, codes in (("d_cid=7001%01", [300]), ("d_cid=9101%01a", [302]), ("d_dpid=7001", [300])):
+            assert called.call(f"/demoptout?d_rtbd=json&{query}", cookie=uuid).codes == codes
+    assert stored == []
     query = "&".join(f"d_cid={7001 + n // 4}%01lim{n}" for n in range(12)) + "&d_cid=7004%01"
     with logging(called) as stored:
         codes = called.call(f"/demoptout?d_rtbd=json&d_uuid={uuid}&{query}").codes
@@ -166,6 +171,19 @@ def test_the_platforms_opt_out(called: House, path: str) -> None:
         assert called.event("", cookie=uuid, host=host).codes == [171]
 
 
+@pytest.mark.rule("RT-1501")
+@pytest.mark.parametrize("query", ["d_cid=9104%01x", "d_orgid=B@AdobeOrg", "d_orgid=NONE@AdobeOrg"])
+def test_the_platforms_opt_out_is_of_no_partner(called: House, query: str) -> None:
+    uuid = someone()
+    headers = {"referer": "https://privacy.example/"}  # not on the list of the owner of 9104
+    assert called.call(f"/ibs:{query}", host="dpm", headers=headers).first("x-error") is not None
+    with logging(called) as stored:
+        answer = called.call(f"/demoptout.jpg?{query}", host="www", cookie=uuid, headers=headers)
+    assert answer.first("x-error") is None
+    assert [one.split(";")[0] for one in answer.all("set-cookie")] == ["demdex=NOTARGET", "dextp=NOTARGET"]
+    assert [list(call.optouts) for call in stored] == [[OptOut(0, 0, uuid)]]
+
+
 @pytest.mark.rule("RT-1511")
 def test_the_mark_stops_whatever_else_a_call_says(called: House) -> None:
     uuid = someone()
@@ -203,6 +221,7 @@ def test_refusal_opts_out_every_id(called: House) -> None:
         (f"/id?d_uuid={uuid}&d_cid=7001%01", browser, [(0, uuid)]),
         (f"/id?d_mid={to_ecid(ACME_ORG, uuid)}", None, [(0, uuid)]),
         ("/event?d_rtbd=json", browser, [(0, browser)]),
+        ("/event?d_rtbd=json&d_cid=7001%01", browser, [(0, browser)]),
     ):
         with logging(called) as stored:
             answer = called.call(f"{target}&{REFUSED}", cookie=cookie)
@@ -218,6 +237,23 @@ def test_refusal_opts_out_every_id(called: House) -> None:
     assert stored == []
 
 
+@pytest.mark.rule("RT-1805", "RT-707")
+def test_refusal_of_a_sync_concerns_the_owner_of_the_data_source(called: House) -> None:
+    for host, target, pid in (
+        ("acme", "dpid=9104&dpuuid={}", 901), ("bolt", "dpid=8100&dpuuid={}", 900),
+        ("acme", "dpid=8100&dpuuid={}", 900), ("acme", "d_cid=20915%01x&d_cid=9104%01{}", 901),
+        ("bolt", "d_cid_ic=twice%01{}", 901), ("acme", "d_cid_ic=twice%01{}", 900),
+        ("bolt", "dpid=8100", 900), ("acme", "d_uuid={}", 900),
+    ):  # fmt: skip
+        uuid = someone()
+        with logging(called) as stored:
+            answer = called.call(f"/ibs:{target.format(uuid)}&{REFUSED}", host=host, cookie=uuid)
+        assert (answer.pixel, answer.first("x-error")) == (True, "315")
+        (call,) = stored
+        assert {one.pid for one in call.optouts} == {call.pid} == {pid}
+        assert (0, uuid) in [(one.dpid, one.id) for one in call.optouts]
+
+
 @pytest.mark.rule("RT-1805", "RT-1806", "RT-1802")
 def test_refusal_without_a_partner_or_a_string(called: House) -> None:
     uuid = someone()
@@ -227,6 +263,8 @@ def test_refusal_without_a_partner_or_a_string(called: House) -> None:
             sync = called.call(f"/ibs:dpid=8100&dpuuid=k&{redirect}&{consent}", host="dpm", cookie=uuid)
             assert (sync.pixel, sync.first("x-error"), sync.first("location")) == (True, "315", None)
             assert sync.cookie is None
+        for host in ("zzz", "nowhere.example"):  # nobody's
+            assert called.call(f"/ibs:dpid=8100&dpuuid=k&{REFUSED}", host=host, cookie=uuid).first("x-error") == "315"
         for consent in ("gdpr=1", "gdpr=1&gdpr_consent=%24%7BX%7D", "gdpr=1&gdpr_consent=AAAA"):
             assert called.event(f"d_uuid={uuid}&{consent}").codes == [315]
     assert stored == []

@@ -28,7 +28,7 @@ GOOD = quote("https://p.example/m?u=${DD_UUID}", safe="")
     ("/ibs:d_cid_ic=crm%01a%011", [(7001, "a")]),
     ("/ibs:dpid=8100&dpuuid=a&d_cid=7001%01b", [(7001, "b"), (8100, "a")]),
     ("/ibs:dpid=8100&dpuuid=a&dpid=8200&dpuuid=b", [(8100, "a"), (8200, "b")]),
-    ("/ibs:dpid=8100&dpuuid=a&d_dpid=8200&d_dpuuid=b", [(8200, "b"), (8100, "a")]),
+    ("/ibs:dpid=8100&dpuuid=a&d_dpid=8200&d_dpuuid=b", [(8100, "a"), (8200, "b")]),
     ("/ibs:dpid=8100&dpuuid=a%2Fb%2B%3D%26%25", [(8100, "a/b+=&%")]),
     ("/ibs:dpid=8100&dpuuid=a/b//c;d=e:f", [(8100, "a/b//c;d=e:f")]),
     ("/ibs:dpid=8100&dpuuid=..%2F..%2Fx", [(8100, "../../x")]),

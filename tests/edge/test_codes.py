@@ -53,6 +53,8 @@ def test_personal_data_are_masked() -> None:
     assert shown("crm", "+49 (30) 1234567") == "crm%01+***"
     assert shown(JOHN, "Z-77") == "j***@***%01Z-77"
     assert safe("Z-77") == "Z-77"
+    assert shown("7001", f" {JOHN}\u3000") == "7001%01j***@***"
+    assert safe(" Z-77 ") == " Z-77 "
     for fault in (
         codes.invalid_uuid(JOHN),
         codes.invalid_ecid(JOHN),

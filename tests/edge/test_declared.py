@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.ground import ACME, BOLT, PARTNERS, got
+from edge.ground import ACME, BOLT, OWN, PARTNERS, got
 from openaudience.config import EdgeSection
 from openaudience.edge.codes import x_error
 from openaudience.edge.declared import Declared, declared, owner_of_first
@@ -14,7 +14,7 @@ from openaudience.edge.partners import Source
 
 LIMITS = EdgeSection()
 IDFA = "7D1E9C40-52AB-4F3D-9E08-1B6C2D3E4F50"
-HOSTS = {"acme": ACME, "bolt": BOLT, "dpm": None}
+HOSTS = {"acme": ACME, "bolt": BOLT, "own": OWN, "dpm": None}
 
 
 def barred_source(source: Source) -> bool:
@@ -146,3 +146,11 @@ def test_owner_of_the_first_resolvable_id() -> None:
     assert owner(f"/event?d_cid=20915%01{IDFA}&d_dpid=9100&d_dpuuid=x") == 901
     assert owner("/event?d_cid=9100&d_cid=9100%01a%017") is None
     assert owner("/event?c_step=cart") is None
+    assert owner("/event?dpid=9100&dpuuid=a&d_dpid=7001&d_dpuuid=b") == 901
+
+
+@pytest.mark.rule("RT-707", "RT-808")
+def test_codes_of_the_caller_come_first() -> None:
+    for caller, wanted in ((ACME, 900), (BOLT, 901), (None, None)):
+        owner = owner_of_first(got("/ibs:d_cid_ic=crm%01a"), PARTNERS, caller)
+        assert (owner.pid if owner else None) == wanted

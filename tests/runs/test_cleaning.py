@@ -13,10 +13,12 @@ import pytest
 
 from exports.office import document
 from openaudience.calls.model import Call, OptOut, Origin, Pair, Realized, Sent
+from openaudience.calls.store import Work
 from openaudience.catalog.ledger import LoadRow
 from openaudience.home import Home
 from openaudience.identity.keys import key
-from openaudience.runs.cleaning import clean_due
+from openaudience.runs import cleaning
+from openaudience.runs.cleaning import Cleaned, clean_due, clean_up
 from openaudience.runs.site import Site
 from openaudience.serve.worker import Worker
 from oracle.driver import Product
@@ -111,6 +113,11 @@ def opened(product: Product) -> Iterator[Site]:
             yield site
         finally:
             site.close()
+
+
+def asking(dpid: int, ident: str) -> Work[bool]:
+    """A call that asks whether an ID is opted out."""
+    return lambda view: (None, view.opted_out(1, dpid, ident))
 
 
 def members(product: Product, sid: int) -> dict[str, int]:
@@ -290,7 +297,9 @@ def test_walk_through_a10(tmp_path: Path) -> None:
         for dpid, ident in ((0, A), (PEOPLE, "p")):
             ordinal = world.ids(dpid).find_one(*key(ident.encode(), site.seeds))
             assert ordinal in world.opted_out(1, dpid)
-        assert [out for out, _ in site.calls.optouts()] == [OptOut(1, 0, A), OptOut(1, PEOPLE, "p")]
+        for dpid, ident in ((0, A), (PEOPLE, "p")):
+            (out,) = site.calls.group([asking(dpid, ident)])
+            assert out is True
     # the device itself comes back with its cookie, and nothing else of it
     call(product, product.now + DAY, A)
     product.json("clean")
@@ -323,6 +332,26 @@ def test_counts_of_signals_are_forgotten(product: Product) -> None:
     clean(product, START + 45 * DAY + timedelta(hours=1))
     with opened(product) as site:
         assert [one.hour for one in site.calls.signals()] == [int((START + DAY).timestamp()) // 3600]
+
+
+@pytest.mark.rule("RT-2104")
+def test_calls_of_beta_go_by_their_age_and_number(product: Product, monkeypatch: pytest.MonkeyPatch) -> None:
+    product.environment = "beta"
+    for days in (0, 1, 100, 101, 102):
+        call(product, START + days * DAY, A, sent=(Sent("c_step", "cart", True),))
+    product.now = START + 121 * DAY
+    life: Any = Told()
+    with opened(product) as site:
+        assert Cleaned() == clean_up(site, int((START + 120 * DAY).timestamp()))
+        assert [number for number, _ in site.calls.log(0, 10)] == [2, 3, 4, 5]
+        Worker(life, site).step()
+        assert [number for number, _ in site.calls.log(0, 10)] == [3, 4, 5]
+        monkeypatch.setattr(cleaning, "MOST_BETA_CALLS", 2)
+        clean_up(site)
+        assert [number for number, _ in site.calls.log(0, 10)] == [4, 5]
+    assert life.said == []
+    # they had their time to be looked at
+    assert [one["count"] for one in product.json("signals", "--days", "45")] == [1]
 
 
 @pytest.mark.rule("RT-312")

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from edge.house import U1, U2, U3, acme, trait
+from openaudience.calls import sqlite
 from openaudience.calls.model import PLATFORM, Call, OptOut, Origin, Realized, Sent
 from openaudience.edge.published import Published
-from openaudience.runs import faults
+from openaudience.runs import draining, faults
 from openaudience.runs.applier import Applier
-from openaudience.runs.draining import MOST_PORTIONS, drained_calls, portion, waiting_calls
+from openaudience.runs.draining import MOST_PORTIONS, drained_calls, portion_size, waiting_calls
+from openaudience.runs.dropping import drop, waiting_groups
 from openaudience.runs.loads import BY_CALL, PROVISIONAL
+from openaudience.runs.service import unfinished
 from openaudience.runs.site import DAY, Lease
 from openaudience.runs.world import DEVICES
+from openaudience.serve import worker
 from oracle.model import Limits
 from runs.ground import AT, IDFA, NOW, Ground, call, cart, made, pair
 from runs.killing import members
@@ -62,7 +69,7 @@ MIDNIGHT = (AT // DAY + 1) * DAY
 )
 @pytest.mark.rule("QL-1104")
 def test_a_portion_ends(calls: list[Call], cut: bool, expected: int) -> None:
-    assert portion(list(enumerate(calls, 1)), frozenset({4001, 4002}), cut=cut) == expected
+    assert portion_size(list(enumerate(calls, 1)), frozenset({4001, 4002}), cut=cut) == expected
 
 
 @pytest.mark.rule("QL-1104")
@@ -75,6 +82,134 @@ def test_few_portions_are_cut_for_figures_and_none_is_lost(ground: Ground) -> No
     assert loads[-1] == (900, 0, AT + MOST_PORTIONS, calls[-1].at)
     assert ground.counts(U1) == {4001: len(calls)}
     ground.check()
+
+
+@pytest.mark.rule("QL-1104")
+def test_many_portions_a_day_are_not_cut_any_more(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draining, "FIRST_PORTIONS", 3)
+    monkeypatch.setattr(draining, "PORTIONS_A_DAY", 0)
+
+    def loads_of_a_drain(at: int) -> int:
+        before = len(ground.loads())
+        assert ground.drain(*(call(realized=cart(), at=at + number) for number in range(3))) == 3
+        return len(ground.loads()) - before
+
+    assert [loads_of_a_drain(at) for at in (AT, AT + 10, AT + 20, AT + DAY, AT + DAY + 10)] == [3, 1, 1, 3, 1]
+    # in the course of a day more are allowed: it is nine o'clock
+    monkeypatch.setattr(draining, "PORTIONS_A_DAY", 24)
+    assert loads_of_a_drain(AT + DAY + 20) == 3
+    assert ground.counts(U1) == {4001: 18}
+    ground.check()
+
+
+def test_a_drain_ends_while_calls_keep_coming(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    came: list[str] = []
+
+    def reach(name: str) -> None:
+        if name == "drain.judged":
+            came.append(U3)
+            assert len(came) < 5, "the drain goes on and on"
+            ground.answer(call(U3, at=AT + 1))
+
+    ground.answer(call(U1), call(U2, at=AT + DAY))
+    with monkeypatch.context() as patched:
+        patched.setattr(faults, "reach", reach)
+        assert ground.drain() == 2
+    assert (len(came), waiting_calls(ground.site)) == (2, 2)
+    assert ground.drain() == 2
+    ground.check()
+
+
+def test_a_drain_that_shall_stop_leaves_the_rest_and_the_files(ground: Ground, tmp_path: Path) -> None:
+    ground.answer(call(U1), call(U2, at=AT + DAY))
+    file = tmp_path / "adobe_id_0_7001_1790000001.sync"
+    file.write_text(f"{U1}\tz\n")
+    drop(ground.site, [file])
+    with Lease(ground.site) as lease:
+        Applier(ground.site, lambda: bool(ground.loads())).work(lease)
+        assert (waiting_calls(ground.site), len(waiting_groups(ground.site))) == (1, 1)
+        Applier(ground.site).work(lease)
+    assert (waiting_calls(ground.site), len(waiting_groups(ground.site))) == (0, 0)
+    ground.check()
+
+
+@pytest.mark.parametrize("bad", [(1,), (2,), (3,), (1, 2, 3)], ids=str)
+def test_a_call_that_cannot_be_read_holds_up_no_other(
+    ground: Ground, bad: tuple[int, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    ground.answer(*(call(at=AT + number, realized=cart(sid=4005)) for number in range(3)))
+    with closing(sqlite3.connect(ground.site.folder / "calls.db")) as connection, connection:
+        connection.executemany("UPDATE log SET body = x'c1' WHERE call = ?", [(number,) for number in bad])
+    assert ground.drain() == 3 - len(bad)
+    warned = [record.getMessage() for record in caplog.records if "cannot be read" in record.getMessage()]
+    assert [f"call {number} " in line for number, line in zip(bad, warned, strict=True)] == [True] * len(bad)
+    assert waiting_calls(ground.site) == 0
+    assert not unfinished(ground.site)
+    ground.drain(call(at=AT + 9, realized=cart(sid=4005)))
+    assert ground.counts(U1) == {4005: 4 - len(bad)}
+    ground.check()
+
+
+def test_signals_make_no_more_portions(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "LOG_BYTES", 3_000)
+    ground.drain(*(call(at=AT + number, sent=(Sent("k", "v" * 5_000, False),)) for number in range(5)))
+    assert len(ground.loads()) == 1
+    assert [one.count for one in ground.site.calls.signals()] == [5]
+
+
+# ---- how often the worker drains -----------------------------------------------------------------------------------
+
+
+class Quiet:
+    """What a part of the server is given, as far as a worker needs it."""
+
+    stopping = False
+
+    def __init__(self) -> None:
+        self.log = self
+
+    def bind(self, **figures: Any) -> Quiet:
+        return self
+
+    def info(self, event: str, **figures: Any) -> None: ...
+
+
+@pytest.fixture
+def seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the worker's clock shows; it stands still."""
+    shown = [1_000.0]
+    monkeypatch.setattr(worker, "time", SimpleNamespace(monotonic=lambda: shown[0]))
+    return shown
+
+
+def test_steady_calls_are_drained_every_five_minutes(ground: Ground, seconds: list[float]) -> None:
+    life: Any = Quiet()
+    at_work = worker.Worker(life, ground.site)
+    at_work.step()
+    for number in range(60):
+        seconds[0] += 20
+        ground.answer(call(f"{number:038d}", at=AT + number))
+        at_work.step()
+    assert len(ground.loads()) == 60 * 20 // 320
+
+
+def test_a_file_is_applied_however_long_the_calls_before_it_take(
+    ground: Ground, seconds: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "adobe_id_0_7001_1790000001.sync"
+    file.write_text(f"{U1}\tz\n")
+    ground.answer(call(U1))
+    drop(ground.site, [file])
+
+    def reach(name: str) -> None:
+        if name == "drain.decided":
+            seconds[0] += 10 * worker.STRETCH_SECONDS
+
+    life: Any = Quiet()
+    with monkeypatch.context() as patched:
+        patched.setattr(faults, "reach", reach)
+        worker.Worker(life, ground.site).step()
+    assert ground.devices_of("z") == {U1}
 
 
 # ---- facts -------------------------------------------------------------------------------------------------------

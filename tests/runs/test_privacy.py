@@ -16,6 +16,7 @@ import polars as pl
 import pytest
 
 from openaudience.calls.model import Call, OptOut, Origin, Pair, Realized
+from openaudience.calls.store import View
 from openaudience.errors import InputError
 from openaudience.exports.owed import owed
 from openaudience.home import Home
@@ -137,6 +138,16 @@ def opened(product: Product) -> Iterator[Site]:
             site.close()
 
 
+def opted_out(site: Site, dpid: int, ident: str) -> object:
+    """What a call is told that asks now."""
+
+    def ask(view: View) -> tuple[None, bool]:
+        return None, view.opted_out(1, dpid, ident)
+
+    (answer,) = site.calls.group([ask])
+    return answer
+
+
 def request(*ids: tuple[str, str, str], action: tuple[str, ...] = ("access",), org: str = ORG) -> dict[str, Any]:
     return {
         "companyContexts": [{"namespace": "imsOrgID", "value": org}],
@@ -213,17 +224,29 @@ def test_unknown_ids_fail_and_the_others_go_on(product: Product) -> None:
         ("integrationCode", "nobody", "x"),
         ("unheard-of", "0", A),
         ("namespaceId", str(SITE), ""),
+        ("namespaceId", "20914", "XX"),
+        ("integrationCode", "DSID_20914", A),
         ("standard", "CORE", A),
     )
     (user,) = asked(product, request(*ids), 1)["users"]
-    assert [one["status"] for one in user["ids"]] == ["failed"] * 7 + ["done"]
-    assert all(one["error"] for one in user["ids"][:7])
+    assert [one["status"] for one in user["ids"]] == ["failed"] * 9 + ["done"]
+    assert all(one["error"] for one in user["ids"][:9])
     for wrong in (request(ids[-1], org="nobody"), request(ids[-1], action=("rectify",))):
         (user,) = asked(product, wrong, 1)["users"]
         assert [one["status"] for one in user["ids"]] == ["failed"]
     left_alone = {**request(ids[-1], action=("delete",)), "include": ["Analytics"]}
     assert asked(product, left_alone)["users"] == []
     assert product.profile(A) is not None
+
+
+@pytest.mark.rule("RT-1903", "RT-130")
+@pytest.mark.parametrize("namespace", [("namespaceId", "20914"), ("integrationCode", "DSID_20914")])
+def test_a_device_advertising_id_is_named_by_number_or_code(product: Product, namespace: tuple[str, str]) -> None:
+    daid = "381e9c40-52ab-4f3d-9e08-1b6c2d3e4f50"
+    product.drop([(f"adobe_id_20914_{PEOPLE}_1700000009.sync", f"{daid}\tp\n".encode())])
+    found = access(product, *namespace, daid)
+    (device,) = found["mapped_ids"]
+    assert (device["data_source"], len(device["id"])) == (0, 38)
 
 
 # ---- access --------------------------------------------------------------------------------------------------------
@@ -258,6 +281,15 @@ def test_access_by_device(product: Product) -> None:
     ecid = to_ecid(ORG, A)
     for same in (("standard", "CORE", A), ("standard", "ECID", ecid), ("namespaceId", "4", ecid)):
         assert access(product, *same) == found
+
+
+@pytest.mark.rule("RT-1903", "RT-107")
+def test_a_code_is_that_of_the_active_data_source(product: Product) -> None:
+    before = access(product, "integrationCode", "people", "p")
+    old = {"name": "Old people", "idType": "CROSS_DEVICE", "integrationCode": "people", "status": "INACTIVE"}
+    product.apply({"partners": [{"pid": 1, "name": "acme", "dataSources": [{"dataSourceId": 77_777, **old}]}]})
+    assert access(product, "integrationCode", "people", "p") == before
+    assert before["profiles"]
 
 
 @pytest.mark.rule("RT-1901", "RT-1903", "RT-1906")
@@ -426,6 +458,25 @@ def test_the_log_of_calls_is_forgotten_too(product: Product) -> None:
     finally:
         database.close()
     assert D.encode() not in b"".join(path.read_bytes() for path in (product.home / "production").glob("calls.db*"))
+
+
+@pytest.mark.rule("RT-1907", "RT-1908", "RT-2104")
+def test_a_deletion_in_beta_takes_the_ids_out_of_its_calls(product: Product) -> None:
+    product.environment = "beta"
+    call(product, A, pairs=(Pair(PEOPLE, "p", 1),))
+    call(product, B, pairs=(Pair(PEOPLE, "q", 1),))
+    call(product, D)
+    answer = asked(product, request(("namespaceId", str(PEOPLE), "p"), ("namespaceId", "0", D), action=("delete",)))
+    assert answer["deleted"] == {"devices": 2, "ids": 1}
+    # with the call that opted them out
+    assert answer["erased"] == {"calls": 3}
+    with opened(product) as site:
+        assert [call.uuid for _, call in site.calls.log(0, 10)] == ["", B, "", ""]
+        for dpid, ident, out in ((0, A, True), (0, D, True), (PEOPLE, "p", True), (0, B, False)):
+            assert opted_out(site, dpid, ident) is out, ident
+    held = b"".join(path.read_bytes() for path in (product.home / "beta").glob("calls.db*"))
+    assert [one.encode() in held for one in (A, B, D)] == [False, True, False]
+    assert asked(product, request(("namespaceId", "0", D), action=("delete",)))["erased"] == {"calls": 1}
 
 
 @pytest.mark.rule("RT-1908")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from types import GenericAlias
+from typing import Any
 
 import msgspec
 
@@ -77,6 +79,10 @@ class Call(msgspec.Struct, frozen=True, array_like=True):
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(Call)
+_FIELDS = msgspec.structs.fields(Call)
+_SENT = Call.__struct_fields__.index("sent")
+_UNREAD = tuple(msgspec.Raw if place == _SENT else one.type for place, one in enumerate(_FIELDS))
+_SILENT: msgspec.msgpack.Decoder[tuple[Any, ...]] = msgspec.msgpack.Decoder(GenericAlias(tuple, _UNREAD))
 
 
 def encode(call: Call) -> bytes:
@@ -86,4 +92,17 @@ def encode(call: Call) -> bytes:
 
 def decode(body: bytes) -> Call:
     """The call of a row of the log. Raises msgspec.DecodeError for anything else."""
-    return _DECODER.decode(body)
+    try:
+        return _DECODER.decode(body)
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError(error.reason) from None
+
+
+def decode_silent(body: bytes) -> tuple[Call, int]:
+    """As ``decode``, without the signals, which may be most of it; and how many bytes are left then."""
+    try:
+        parts = _SILENT.decode(body)
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError(error.reason) from None
+    said = (*parts[:_SENT], (), *parts[_SENT + 1 :])
+    return Call(*said), len(body) - len(parts[_SENT])

@@ -1,13 +1,13 @@
-"""The edge store: five operations, all of them durable when they return (design 2.7)."""
+"""The edge store: the log of answered calls, opt-outs, the deny list, counts of signals (design 2.7)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from openaudience.calls.model import Call, OptOut
+from openaudience.calls.model import Call
 
 T = TypeVar("T")
 
@@ -23,8 +23,8 @@ class View(Protocol):
         """The UUID that the ID was mapped to last by a call after ``after``; None if no such call named it."""
 
     def calls_of(self, dpid: int, id: str, after: int) -> list[Call]:
-        """The calls after ``after`` that concern a profile, oldest first: a device (``dpid`` 0, ``id`` its UUID) or
-        a declared ID."""
+        """The calls after ``after`` that concern a profile, without their signals, oldest first: a device (``dpid``
+        0, ``id`` its UUID) or a declared ID. Of very many the last 2,000."""
 
     def opted_out(self, pid: int | None, dpid: int, id: str) -> bool:
         """Whether an ID is opted out for a partner or, with any ``pid``, for the platform (RT-1501, RT-1507)."""
@@ -62,7 +62,9 @@ class Denial:
 class CallStore(Protocol):
     """The calls of one environment that were answered and are not in the tables yet, and what is true at once.
 
-    Any number of processes may use one store. Every method may raise StoreUnavailable, and has then done nothing.
+    Any number of processes may use one store; what a method did is durable when it returns. Every method may raise
+    StoreUnavailable. It has then done nothing; only ``settle``, ``forget`` and ``forget_signals``, which go by steps so
+    that no call waits long for them, may have done a part, and do the rest when they are called again.
     """
 
     def group(self, works: Sequence[Work[T]]) -> list[T | Exception]:
@@ -75,20 +77,14 @@ class CallStore(Protocol):
     def newest(self) -> int:
         """The number of the last call in the log, 0 if there never was one. Numbers only grow."""
 
-    def log(self, after: int, most: int) -> list[tuple[int, Call]]:
-        """Up to ``most`` calls after number ``after``, in order."""
+    def log(self, after: int, most: int, *, signals: bool = True) -> list[tuple[int, Call]]:
+        """Calls after number ``after``, in order: up to ``most``, and no more than fit into memory; none only if there
+        are none. ``signals``: with what they sent. Calls that cannot be read are set aside, with a warning."""
 
     def settle(self, upto: int) -> None:
-        """Forgets the calls up to ``upto``, which are in the tables now, and adds their signals to the counts.
-
-        Opt-outs stay. Doing it again changes nothing.
+        """Forgets the calls up to ``upto``, and adds their signals to the counts, each in the transaction that takes it
+        out of the log. Opt-outs stay. Doing it again changes nothing.
         """
-
-    def opt_out(self, rows: Iterable[OptOut], at: int) -> None:
-        """Enters opt-outs that no call made (a deletion, RT-1907). What is there stays as it is."""
-
-    def optouts(self) -> Iterator[tuple[OptOut, int]]:
-        """All opt-outs with the instant (UTC seconds) each was made, in the order made."""
 
     def forget(self, ids: Iterable[tuple[int, str]]) -> int:
         """Removes whatever the log says of the given (DPID, ID); gives how many calls were changed (RT-1908)."""

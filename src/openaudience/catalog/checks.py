@@ -6,6 +6,7 @@ checked again.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ from openaudience.config import LimitsSection
 from openaudience.errors import Mistake, RuleError
 from openaudience.rules.segments import parse_segment
 from openaudience.rules.traits import check as check_rule
-from openaudience.vocabulary import SHARED_HOSTS
+from openaudience.vocabulary import GLOBAL_CODES, SHARED_HOSTS
 
 ADVISED_AGAINST = {",": "comma", "-": "hyphen", "–": "dash", "—": "dash", "|": "vertical bar"}
 
@@ -73,9 +74,13 @@ def check(plan: Planner, limits: LimitsSection, warnings: list[Mistake]) -> None
     _unique(
         plan,
         "dataSource",
-        lambda entry: (entry.pid, entry.document.get("integrationCode")),
+        # a code is free again once its data source is inactive, which then needs another one to come back (RT-107)
         lambda entry: (
-            f"E_DUPLICATE_CODE: integrationCode: another data source has {entry.document['integrationCode']!r}"
+            entry.pid,
+            entry.document.get("integrationCode") if entry.document.get("status") == "ACTIVE" else None,
+        ),
+        lambda entry: (
+            f"E_DUPLICATE_CODE: integrationCode: another active data source has {entry.document['integrationCode']!r}"
         ),
         "integrationCode",
     )
@@ -180,8 +185,13 @@ def _aliases(plan: Planner) -> None:
 
 def _data_source(plan: Planner, given: Given) -> None:
     document = given.entry.document
-    if document.get("idType") == "CROSS_DEVICE" and not document.get("integrationCode"):
+    code = document.get("integrationCode")
+    if document.get("idType") == "CROSS_DEVICE" and not code:
         plan.report(given.at("integrationCode"), "integrationCode is missing; a CROSS_DEVICE data source needs one")
+    elif code and (given.old is None or given.old.document.get("integrationCode") != code):
+        fault = _code_fault(code)
+        if fault:
+            plan.report(given.at("integrationCode"), f"integrationCode: {fault}")
     version = document.get("marketingCloudVisitorIdVersion")
     if isinstance(version, int) and version > 0 and document.get("useAudienceManagerVisitorID"):
         plan.report(
@@ -196,6 +206,20 @@ def _data_source(plan: Planner, given: Given) -> None:
                     given.at("outboundS2S"),
                     f"E_IN_USE: outboundS2S: destination {destination.number} has this data source as its key",
                 )
+
+
+def _code_fault(code: str) -> str:
+    """What forbids a text as the integration code of a data source (RT-107, RT-130, RT-802); '' for a good one."""
+    control = next((char for char in code if unicodedata.category(char) == "Cc"), None)
+    if control is not None:
+        return f"holds the control character U+{ord(control):04X}; remove it"
+    if code.isspace():
+        return "holds nothing but white space; write a code or leave it out"
+    if "%01" in code:
+        return "'%01' separates code and user ID in calls, so that no call could name this one; choose another"
+    if code in GLOBAL_CODES:
+        return f"{code!r} is the code of the global data source {GLOBAL_CODES[code]}; choose another"
+    return ""
 
 
 def _trait(plan: Planner, given: Given, warnings: list[Mistake]) -> None:

@@ -7,9 +7,10 @@ Instants are whole UTC seconds, the store's precision (QL-501).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 
-from sqlalchemy import BigInteger, Boolean, Index, Integer, String, Text
+from sqlalchemy import BigInteger, Boolean, Index, Integer, String, Text, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from openaudience.catalog.base import Base
@@ -248,6 +249,23 @@ def put_counter(session: Session, environment: str, name: str, value: int) -> No
     by = value - counter(session, environment, name)
     if by > 0:
         advance(session, environment, name, by)
+
+
+EVICTED = "evicted:"
+"""Begins the counters of evicted mappings; the DPID follows."""
+
+
+def count_evicted(session: Session, environment: str, by_source: Mapping[int, int]) -> None:
+    """Counts mappings that calls or files pushed out, by data source (RT-308)."""
+    for dpid, count in sorted(by_source.items()):
+        if count:
+            advance(session, environment, f"{EVICTED}{dpid}", count)
+
+
+def evicted(session: Session) -> dict[tuple[str, int], int]:
+    """Mappings that were evicted ever since, by environment and DPID."""
+    rows = session.scalars(select(CounterRow).where(CounterRow.name.startswith(EVICTED)))
+    return {(row.environment, int(row.name.removeprefix(EVICTED))): row.value - 1 for row in rows}
 
 
 def seconds(instant: datetime) -> int:

@@ -357,6 +357,7 @@ KINDS: tuple[Kind, ...] = (
         ignored=frozenset(
             {
                 "synced_devices",
+                "evicted_mappings",
                 "deviceGraph",
                 "deviceGraphName",
                 "samplingStartTime",

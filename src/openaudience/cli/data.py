@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from openaudience.dropoff.paths import printable
 from openaudience.errors import InputError, SystemFailure, UsageError
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ def profile(options: Options, ident: str) -> int:
         return 0
     print(f"UUID    {document['uuid'] or '— (no device is synced)'}")
     for one in document["ids"]:
-        print(f"ID      {one['data_source']}:{one['id']}  last sync {one['last_sync'] or '—'}")
+        print(f"ID      {one['data_source']}:{printable(one['id'])}  last sync {one['last_sync'] or '—'}")
     for one in document["traits"]:
         print(
             f"trait   {one['sid']} {one['name']}  since {one['first_realized']}, last {one['last_realized']}, "
@@ -231,7 +232,7 @@ def show_history(ident: str, document: dict[str, Any]) -> None:
         if "leaves" in one:
             print(f"  {one['file']}, line {one['line']}:")
             for leaf in one["leaves"]:
-                sent = "absent" if leaf["value"] is None else f"sent: {leaf['value']}"
+                sent = "absent" if leaf["value"] is None else f"sent: {printable(leaf['value'])}"
                 print(f"    {'true ' if leaf['true'] else 'false'}  {leaf['leaf']}  ({sent})")
         else:
             what = f"trait {one['trait']} " if "trait" in one else ""
@@ -242,7 +243,7 @@ def show_history(ident: str, document: dict[str, Any]) -> None:
             where = f"{one['file']}, line {one['line']}" if one["line"] else one["file"]
             print(f"  {one['at']}  {what}{one['op']} by job {one['job']}: {where}")
             if one["text"]:
-                print(f"    {one['text']}")
+                print("    " + "\t".join(map(printable, one["text"].split("\t"))))
 
 
 def traits(options: Options) -> int:
@@ -273,7 +274,7 @@ def datasources(options: Options) -> int:
     for source in documents:
         print(
             f"{source['dataSourceId']:>8}  {source['idType']:<22} {source['synced_devices']:>12,} synced devices  "
-            f"{source['name']}"
+            f"{source['evicted_mappings']:>10,} mappings evicted  {source['name']}"
         )
     return 0
 

@@ -25,13 +25,17 @@ from openaudience.edge.codes import Fault
 from openaudience.edge.limiting import RateLimit
 from openaudience.edge.published import Published
 from openaudience.edge.request import Request, read, too_large
-from openaudience.edge.script import script
+from openaudience.edge.script import script, takes_gzip
 from openaudience.edge.visit import Place, wants_json
 from openaudience.errors import OpenAudienceError
 
 MOST_IN_A_GROUP = 256
 BETA_LABEL = "dcs-beta"
 ALLOWED = b"GET, HEAD, OPTIONS, POST"
+TARGET = "openaudience.target"
+"""Where the server that reads requests puts into a scope how many bytes of path and query came (RT-503)."""
+REFUSED = "openaudience.refused"
+"""Where it puts the HTTP status of a request that is not to be read; it may come while the body is awaited."""
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -59,6 +63,18 @@ class Figures:
                 self.within[bound] += 1
         for code in {fault.code for fault in faults}:
             self.errors[code] = self.errors.get(code, 0) + 1
+
+    def document(self) -> dict[str, Any]:
+        """A copy for another thread, while calls go on; no bound has more answers in it than there are calls."""
+        within, errors, refused = self.within.copy(), self.errors.copy(), self.refused.copy()
+        return {
+            "within": within,
+            "errors": errors,
+            "refused": refused,
+            "calls": self.calls,
+            "stored": self.stored,
+            "seconds": self.seconds,
+        }
 
 
 @dataclass(slots=True)
@@ -109,12 +125,14 @@ class Edge:
         tid = ""
         environment = "production"
         faults: list[Fault] = []
-        status = self._too_large(method, raw_path, query, headers)
+        status = self._too_large(scope, method, headers) or scope.get(REFUSED)
         body = b""
         if status is None and method == "POST":
-            body, status = await self._body(receive)
+            body, status = await self._body(scope, receive)
         if status is not None:
             answer = Answer(status, b"", b"text/plain", [(b"allow", ALLOWED)] if status == 405 else [])
+            if status == 503:
+                answer.headers.append((b"retry-after", b"1"))
             if status == 413:
                 answer.headers.append((b"connection", b"close"))
         elif method == "OPTIONS":
@@ -125,8 +143,8 @@ class Edge:
             if request.endpoint is None:
                 answer = Answer(404, b"", b"text/plain")
             elif request.endpoint == "script":
-                answer = _script(self._settings.domain, headers)
-                await _send(send, answer, answers.transport(secure=secure), head=method == "HEAD")
+                common = answers.common(answers.new_tid(), self._nodes[environment], (), origin, secure=secure)
+                await _send(send, *_script(self._settings.domain, headers, common), head=method == "HEAD")
                 return
             else:
                 if place.label == BETA_LABEL:
@@ -150,13 +168,14 @@ class Edge:
 
     # ---- reading -----------------------------------------------------------------------------------------------
 
-    def _too_large(self, method: str, raw_path: bytes, query: bytes, headers: Mapping[str, str]) -> int | None:
+    def _too_large(self, scope: Scope, method: str, headers: Mapping[str, str]) -> int | None:
         announced = headers.get("content-length", "0") if method == "POST" else "0"
-        target = len(raw_path) + (len(query) + 1 if query else 0)
+        query = scope["query_string"]
+        target = scope.get(TARGET, len(scope["raw_path"]) + (len(query) + 1 if query else 0))
         body = int(announced) if announced.isascii() and announced.isdigit() and len(announced) < 19 else 0
         return too_large(method, target, body, self._settings)
 
-    async def _body(self, receive: Receive) -> tuple[bytes, int | None]:
+    async def _body(self, scope: Scope, receive: Receive) -> tuple[bytes, int | None]:
         """The body, or the status by which a call is refused before all of it came (RT-503)."""
         pieces: list[bytes] = []
         size = 0
@@ -164,6 +183,8 @@ class Edge:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return b"", 400
+            if REFUSED in scope:
+                return b"", scope[REFUSED]
             piece: bytes = message.get("body", b"")
             size += len(piece)
             if size > self._settings.body_bytes:
@@ -234,23 +255,15 @@ class Edge:
             return
         self._trouble(None)
         for (one, call), outcome in zip(begun, outcomes, strict=True):
-            self._finish(one, call, outcome)
-
-    def _finish(self, one: _Waiting, call: Begun, outcome: object) -> None:
-        if isinstance(outcome, Exception):
-            self._fail(one, outcome, call)
-            return
-        try:
-            answer = call.finish()
-        except Exception as error:
-            self._fail(one, error, call)
-            return
-        self.figures.stored += call.work is not None
-        if not one.answer.done():
-            one.answer.set_result((answer, call.visit.tid, call.visit.faults))
+            if isinstance(outcome, Exception):
+                self._fail(one, outcome, call)
+                continue
+            self.figures.stored += call.work is not None
+            if not one.answer.done():
+                one.answer.set_result((outcome, call.visit.tid, call.visit.faults))
 
     def _fail(self, one: _Waiting, error: Exception, call: Begun | None = None) -> None:
-        """RT-1400: the answer says that nothing was done; who clicked still gets to the page (RT-2005)."""
+        """RT-1400: nothing was done, and the answer says so; who clicked still gets to the page (RT-2005)."""
         self._trouble(error)
         if one.answer.done():
             return
@@ -264,15 +277,15 @@ class Edge:
         one.answer.set_result((answer, tid, faults))
 
 
-def _outcomes(room: Room, published: Published, begun: Sequence[Begun]) -> list[object] | None:
-    """What becomes of calls in one transaction; None if index or log have changed since: then nothing was done.
+def _outcomes(room: Room, published: Published, begun: Sequence[Begun]) -> list[Answer | Exception] | None:
+    """The answers to calls, decided in one transaction; None if index or log have changed since: nothing was done.
 
     A drain publishes an index, then makes the store forget the calls in it, in a transaction of its own. So the first
     thing in ours is to look whether the state that the calls were begun with is still the published one.
     """
-    works = [one.work for one in begun if one.work is not None]
+    works = [_with_answer(one, one.work) for one in begun if one.work is not None]
     if not works:
-        return [None for _ in begun]
+        return [_finished(one) for one in begun]
     if any(room.wants_segments(one.visit) for one in begun) and not published.prepare():
         return None
     stale = False
@@ -282,7 +295,7 @@ def _outcomes(room: Room, published: Published, begun: Sequence[Begun]) -> list[
         stale = not room.reader.is_current(published)
         return None, None
 
-    def guarded(work: Work[None]) -> Work[None]:
+    def guarded(work: Work[Answer]) -> Work[Answer | None]:
         return lambda view: (None, None) if stale else work(view)
 
     first, *rest = room.site.calls.group([check, *map(guarded, works)])
@@ -291,7 +304,24 @@ def _outcomes(room: Room, published: Published, begun: Sequence[Begun]) -> list[
     if stale:
         return None
     done = iter(rest)
-    return [None if one.work is None else next(done) for one in begun]
+    outcomes: list[Answer | Exception] = []
+    for one in begun:
+        outcome = _finished(one) if one.work is None else next(done)
+        assert outcome is not None
+        outcomes.append(outcome)
+    return outcomes
+
+
+def _with_answer(call: Begun, work: Work[None]) -> Work[Answer]:
+    """The work with the answer made in it: a call that cannot be answered is not stored either (RT-1400)."""
+    return lambda view: (work(view)[0], call.finish())
+
+
+def _finished(call: Begun) -> Answer | Exception:
+    try:
+        return call.finish()
+    except Exception as error:
+        return error
 
 
 def _headers(sent: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
@@ -305,14 +335,15 @@ def _headers(sent: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
     return found
 
 
-def _script(domain: str, headers: Mapping[str, str]) -> Answer:
-    """``/dil.js``, or that the browser's copy is still good."""
-    body, about = script(domain, "gzip" in headers.get("accept-encoding", ""))
-    kind = about["Content-Type"].encode()
+def _script(domain: str, headers: Mapping[str, str], common: Sequence[Header]) -> tuple[Answer, list[Header]]:
+    """``/dil.js``, or that the browser's copy is still good; with the common headers but those about caches."""
+    body, about = script(domain, takes_gzip(headers.get("accept-encoding", "")))
     own = [(name.lower().encode(), value.encode()) for name, value in about.items() if name != "Content-Type"]
+    others = [header for header in common if header[0] not in (b"cache-control", b"pragma", b"expires", b"vary")]
+    kind = about["Content-Type"].encode()
     if about["ETag"] in headers.get("if-none-match", ""):
-        return Answer(304, b"", kind, own)
-    return Answer(200, body, kind, own)
+        return Answer(304, b"", kind, own), others
+    return Answer(200, body, kind, own), others
 
 
 def _peer(scope: Scope) -> str:

@@ -13,30 +13,33 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from openaudience.calls.model import PLATFORM, Call, OptOut, Origin, Pair, Realized
+from openaudience.calls.model import Call, Origin, Pair, Realized
 from openaudience.calls.store import View, Work
 from openaudience.clock import Clock
 from openaudience.config import Settings
-from openaudience.edge import answers, codes, redirects
+from openaudience.edge import answers, codes, optouts, redirects
 from openaudience.edge.addresses import referer_allowed
 from openaudience.edge.answers import NOTARGET, OPT_OUT_SECONDS, Answer, Header
+from openaudience.edge.codes import Fault
 from openaudience.edge.consent import Consent
 from openaudience.edge.declared import DeclaredId, declared, owner_of_first
 from openaudience.edge.limiting import DenyList
 from openaudience.edge.partners import Partner, Partners, Source
 from openaudience.edge.published import Published, Reader
 from openaudience.edge.record import realized, record
-from openaudience.edge.request import Request
-from openaudience.edge.visit import Place, Stop, Visit
+from openaudience.edge.request import Request, number
+from openaudience.edge.visit import Place, Stop, Visit, new_uuid
 from openaudience.errors import OpenAudienceError
 from openaudience.identity import ecid
 from openaudience.runs.site import Site
 from openaudience.vocabulary import SHARED_HOSTS, IdKind
 
 _AAM_ID = re.compile(r"[0-9]{38}\Z")
-_DPID = re.compile(r"[1-9][0-9]{0,17}\Z")
 _COOKIE = re.compile(r"(?:^|;)\s*demdex=([^;]*)")
 _ORIGINS = {"event": Origin.EVENT, "ibs": Origin.IBS, "id": Origin.ID, "optout": Origin.EVENT}
+
+MOST_HOSTS = 1_000
+"""Hosts to which redirects were refused that are counted, each by itself."""
 
 Finish = Callable[[], Answer]
 
@@ -75,14 +78,17 @@ class Room:
         now: datetime,
         published: Published,
     ) -> Begun:
-        """Steps 2 to 8 of RT-501. Never raises for whatever was sent."""
+        """Steps 2 to 8 of RT-501.
+
+        Whatever is wrong with what was sent is a fault in the answer. What it raises all the same is a fault of the
+        program, or StoreUnavailable: for whoever calls to answer (RT-1400).
+        """
         visit = Visit(request, headers, place, secure, now, published, answers.new_tid())
         try:
             self._partner(visit)
             if request.malformed:
                 raise visit.stop(codes.invalid_parameters())
-            if visit.partner is not None and not referer_allowed(headers.get("referer"), visit.partner.referer_hosts):
-                raise visit.stop(codes.referer_refused(codes.safe(headers.get("referer", "")), visit.partner.pid))
+            self._check_referer(visit)
             self._read_cookie(visit)
             if request.endpoint == "optout":
                 return self._opt_out(visit)
@@ -96,7 +102,7 @@ class Room:
             if request.endpoint == "event":
                 self._match(visit)
         except Stop:
-            if visit.verdict.refused and self._concerns_partner(visit):
+            if visit.verdict.refused and self._refusal_counts(visit):
                 return self._refused(visit)
             return self._begun(visit, None)
 
@@ -118,7 +124,17 @@ class Room:
 
     def _begun(self, visit: Visit, work: Work[None] | None, answer: Callable[[Visit], Answer] | None = None) -> Begun:
         """``answer`` None: that of a call that stopped."""
-        return Begun(visit, work, partial(answer or self._stopped, visit), partial(self._failed, visit))
+        finish = partial(self._counted, answer or self._stopped, visit)
+        return Begun(visit, work, finish, partial(self._counted, self._failed, visit))
+
+    def _counted(self, answer: Callable[[Visit], Answer], visit: Visit) -> Answer:
+        """An answer, after which the call counts for the operator: once, however often it was decided."""
+        found = answer(visit)
+        self.colons += visit.declared.colons
+        host = visit.refused_host
+        if host is not None and (host in self.redirects_refused or len(self.redirects_refused) < MOST_HOSTS):
+            self.redirects_refused[host] = self.redirects_refused.get(host, 0) + 1
+        return found
 
     # ---- steps 2 to 8 ------------------------------------------------------------------------------------------
 
@@ -130,10 +146,30 @@ class Room:
         # anybody's host will do for a sync (RT-707)
         if place.label not in SHARED_HOSTS and request.endpoint != "ibs" and not self._of_host(place, partners):
             raise visit.stop(codes.unknown_host(place.host))
+        if request.endpoint == "optout" and place.label == "www":
+            return  # whatever else the call names is of no account (RT-1501)
         visit.partner = self.whose(request, place, partners)
         org = request.first("d_orgid")
         if org and org not in partners.by_org:
             raise visit.stop(codes.unknown_organisation(org))
+        visit.concerned = visit.partner
+        if request.endpoint == "ibs":
+            visit.concerned = self._owner(visit) or visit.partner
+
+    def _owner(self, visit: Visit) -> Partner | None:
+        """The partner concerned in a sync: who owns the first data source that it names (RT-707)."""
+        partners = visit.published.partners
+        owner = owner_of_first(visit.request, partners, visit.partner)
+        if owner is None and (source := self._provider(visit)) is not None:
+            owner = partners.partners.get(source.pid)
+        return owner
+
+    @staticmethod
+    def _check_referer(visit: Visit) -> None:
+        """RT-1408."""
+        partner, referer = visit.concerned, visit.headers.get("referer")
+        if partner is not None and not referer_allowed(referer, partner.referer_hosts):
+            raise visit.stop(codes.referer_refused(codes.safe(referer or ""), partner.pid))
 
     def _read_cookie(self, visit: Visit) -> None:
         """RT-603, RT-608, RT-1511."""
@@ -156,41 +192,40 @@ class Room:
             return
         visit.verdict = self._consent.judge(request.first("gdpr"), request.first("gdpr_consent"), visit.now)
         makers = {313: codes.cmp_unknown, 314: codes.cmp_deleted, 315: codes.no_consent}
-        visit.faults += [makers[code]() for code in visit.verdict.faults]
+        faults = [makers[code]() for code in visit.verdict.faults]
         if visit.verdict.dropped:
-            raise Stop
+            raise visit.stop(*faults)
+        visit.faults += faults
 
     def _read_device(self, visit: Visit) -> None:
         """``d_uuid`` and ``d_mid``; both are checked before the call stops (RT-501 step 7)."""
         uuid, mid = visit.request.first("d_uuid"), visit.request.first("d_mid")
-        wrong = False
+        wrong: list[Fault] = []
         if mid is not None:
             if _AAM_ID.match(mid) and visit.organisation:
                 visit.named = ecid.to_uuid(visit.organisation, mid)
             else:
-                visit.faults.append(codes.invalid_ecid(mid))
-                wrong = True
+                wrong.append(codes.invalid_ecid(mid))
         if uuid is not None:
             if _AAM_ID.match(uuid):
                 visit.named = uuid
             else:
                 # the message of the UUID comes second in the documents' example as well (RT-511)
-                visit.faults.append(codes.invalid_uuid(uuid))
-                wrong = True
+                wrong.append(codes.invalid_uuid(uuid))
         if wrong:
-            raise Stop
+            raise visit.stop(*wrong)
 
-    def _declare(self, visit: Visit) -> None:
+    def _declare(self, visit: Visit, *, opting_out: bool = False) -> None:
+        """``opting_out``: the deny list is not asked, as it takes nobody's right to be left alone."""
         visit.declared = declared(
             visit.request,
             visit.published.partners,
             visit.partner,
             self.settings,
             lambda source: self.deny.source(source.dpid, source.code),
-            lambda source, id: self.deny.seen(source.dpid, id),
+            lambda source, id: not opting_out and self._denied(visit, source.dpid, id),
         )
         visit.faults += visit.declared.faults
-        self.colons += visit.declared.colons
 
     def _provider_match(self, visit: Visit) -> bool:
         """Whether a data provider asks for the device's ID alone (RT-712)."""
@@ -202,7 +237,7 @@ class Room:
         if source is None:
             return False
         if redirects.allowed(wanted, source.redirect_hosts) is None:
-            self._refuse(wanted)
+            visit.refused_host = redirects.host(wanted)
             return False
         visit.asking = source
         return True
@@ -210,8 +245,8 @@ class Room:
     def _provider(self, visit: Visit) -> Source | None:
         """The data source that ``dpid`` names alone."""
         numbers = visit.request.all("dpid") + visit.request.all("d_dpid")
-        number = numbers[0] if len(numbers) == 1 else ""
-        source = visit.published.partners.sources.get(int(number)) if _DPID.match(number) else None
+        dpid = number(numbers[0]) if len(numbers) == 1 else None
+        source = None if dpid is None else visit.published.partners.sources.get(dpid)
         if source is None or not source.active or self.deny.source(source.dpid, source.code):
             return None
         return source
@@ -232,9 +267,7 @@ class Room:
             for one in visit.declared.ids:
                 if one.source.pid:
                     return one.source.pid
-            if visit.asking is not None and visit.asking.pid:
-                return visit.asking.pid
-        return None if visit.partner is None else visit.partner.pid
+        return None if visit.concerned is None else visit.concerned.pid
 
     def _decide(self, visit: Visit, view: View) -> Call | None:
         """Inside the transaction: the device, opt-outs, what is stored (RT-501, steps 9 to 11)."""
@@ -245,7 +278,7 @@ class Room:
             ids = visit.declared.ids
             pid = self._pid(visit)
             uuid, presented = self._device(visit, view, ids, sync)
-            if uuid not in ("", visit.named, visit.cookie) and self._denied(view, uuid):
+            if uuid not in ("", visit.named, visit.cookie) and self._denied(visit, 0, uuid, view):
                 raise visit.stop(codes.blocked_profile(uuid, only=True))
             fresh = not uuid
             if fresh:
@@ -284,41 +317,47 @@ class Room:
         kept: list[DeclaredId] = []
         devices = list(visit.declared.denied)
         for one in visit.declared.ids:
-            if not view.denied(one.source.dpid, one.id):
+            # another process may have put it on the list since
+            if not self._denied(visit, one.source.dpid, one.id, view):
                 kept.append(one)
-                continue
-            self.deny.refused(one.source.dpid, one.id)  # another process put it on the list since
-            if one.source.kind is IdKind.DAID:
+            elif one.source.kind is IdKind.DAID:
                 devices.append(one)
             else:
                 visit.faults.append(codes.blocked_id(one.shown))
         only = not kept and not visit.named and not visit.cookie
-        visit.faults += [codes.blocked_device(one.shown, only=only) for one in devices]
+        blocked = [codes.blocked_device(one.shown, only=only) for one in devices]
         if only and devices:
-            raise Stop
+            raise visit.stop(*blocked)
+        visit.faults += blocked
         if only and visit.declared.ids and visit.request.endpoint != "id":
             raise visit.stop(codes.no_valid_id())
         visit.declared.ids = kept
-        if visit.named and self._denied(view, visit.named):
-            only = not kept and not visit.cookie
-            visit.faults.append(codes.blocked_device(visit.named, only=only))
-            if only:
-                raise Stop
+        if visit.named and self._denied(visit, 0, visit.named, view):
+            fault = codes.blocked_device(visit.named, only=not kept and not visit.cookie)
+            if fault.stops:
+                raise visit.stop(fault)
+            visit.faults.append(fault)
             visit.named = None
-        if visit.cookie and not visit.named and self._denied(view, visit.cookie):
-            visit.faults.append(codes.blocked_profile(visit.cookie, only=not kept))
-            if not kept:
-                raise Stop
+        if visit.cookie and not visit.named and self._denied(visit, 0, visit.cookie, view):
+            fault = codes.blocked_profile(visit.cookie, only=not kept)
+            if fault.stops:
+                raise visit.stop(fault)
+            visit.faults.append(fault)
             visit.cookie = None
 
-    def _denied(self, view: View, uuid: str) -> bool:
-        """Counts a call with a device; whether it is on the deny list."""
-        if self.deny.seen(0, uuid):
-            return True
-        if view.denied(0, uuid):
-            self.deny.refused(0, uuid)
-            return True
-        return False
+    def _denied(self, visit: Visit, dpid: int, id: str, view: View | None = None) -> bool:
+        """Whether an ID (``dpid`` 0: a device) is on the deny list, by the store as well where there is a view of it.
+
+        A call counts once for each of its IDs, also where it names one twice, or is decided again because an index
+        was published meanwhile (RT-1601).
+        """
+        said, name = visit.request.denied, (dpid, id)
+        if name not in said:
+            said[name] = self.deny.seen(dpid, id)
+        if not said[name] and view is not None and view.denied(dpid, id):
+            self.deny.refused(dpid, id)
+            said[name] = True
+        return said[name]
 
     def _device(self, visit: Visit, view: View, ids: list[DeclaredId], sync: bool) -> tuple[str, bool]:
         """The device of a call and whether the call presented it (RT-604, RT-605, RT-609); ('', …): a new one."""
@@ -367,19 +406,14 @@ class Room:
     def _opt_out(self, visit: Visit) -> Begun:
         """Section 15."""
         if visit.place.label == "www":
-            return self._begun(visit, lambda view: (self._platform_optout(visit), None), self._notarget)
+            return self._begun(visit, lambda _: (optouts.platform(visit), None), self._notarget)
         self._read_device(visit)
-        self._declare(visit)
+        self._declare(visit, opting_out=True)
         if visit.declared.no_survivor and not (visit.named or visit.cookie):
             raise visit.stop(codes.no_valid_id())
-        if visit.partner is None:
+        if visit.concerned is None:
             raise visit.stop(codes.unknown_host(visit.place.host))
-        return self._begun(visit, lambda view: (self._partner_optout(visit, view), None))
-
-    def _platform_optout(self, visit: Visit) -> Call | None:
-        if visit.cookie is None:
-            return None
-        return self._optout_call(visit, [OptOut(PLATFORM, 0, visit.cookie)])
+        return self._begun(visit, lambda view: (optouts.partner(visit, view), None))
 
     def _notarget(self, visit: Visit) -> Answer:
         """RT-1501: the browser keeps the mark, whatever it had before."""
@@ -388,57 +422,22 @@ class Room:
             answer.headers.append(self._cookie(visit, name, NOTARGET, OPT_OUT_SECONDS))
         return answer
 
-    def _partner_optout(self, visit: Visit, view: View) -> Call | None:
-        """Customer IDs with the devices of their newest mappings, or the device named (RT-1502 … RT-1505)."""
-        assert visit.partner is not None
-        pid = visit.partner.pid
-        rows: dict[OptOut, str] = {}
-        devices: list[str] = [visit.named] if visit.named else []
-        visit.faults += [codes.blocked_device(one.shown, only=False) for one in visit.declared.denied]
-        for one in visit.declared.ids:
-            rows[OptOut(pid, one.source.dpid, one.id)] = one.shown
-            if not visit.named:
-                uuid = visit.published.device_of(view, one.source.dpid, one.id)
-                devices.append(uuid or visit.cookie or new_uuid())
-        if not rows and not devices and visit.cookie:
-            devices.append(visit.cookie)
-        shown = list(rows.values()) or devices or ([NOTARGET] if visit.marked else [])
-        rows.update((OptOut(pid, 0, uuid), uuid) for uuid in devices)
-        visit.faults += [codes.opted_out(one) for one in shown]
-        return self._optout_call(visit, list(rows)) if rows else None
-
-    def _optout_call(self, visit: Visit, rows: list[OptOut]) -> Call:
-        pid = None if visit.partner is None else visit.partner.pid
-        return Call(
-            int(visit.now.timestamp()), pid, "", False, Origin.EVENT, optouts=tuple(dict.fromkeys(rows)), tid=visit.tid
-        )
-
-    @staticmethod
-    def _concerns_partner(visit: Visit) -> bool:
-        """Whether a refusal opts anybody out: not on the match host without an organisation (RT-1805)."""
-        if visit.partner is None:
+    def _refusal_counts(self, visit: Visit) -> bool:
+        """Whether a refusal opts anybody out: where a host or an organisation says for which partner (RT-1805)."""
+        if visit.concerned is None:
             return False
-        return visit.place.label not in SHARED_HOSTS or bool(visit.request.first("d_orgid"))
+        return self._of_host(visit.place, visit.published.partners) is not None or bool(visit.request.first("d_orgid"))
 
     def _refused(self, visit: Visit) -> Begun:
-        """RT-1805: every ID of the request is opted out for the partner, for good."""
+        """RT-1805: every ID of the request is opted out for the partner concerned, for good."""
         faults = list(visit.faults)
         try:
             self._read_device(visit)
         except Stop:
             visit.named = None
-        self._declare(visit)
-
-        def work(view: View) -> tuple[Call | None, None]:
-            call = self._partner_optout(visit, view)
-            visit.faults = list(faults)
-            if call is not None and visit.cookie and not visit.named:
-                assert visit.partner is not None
-                rows = [*call.optouts, OptOut(visit.partner.pid, 0, visit.cookie)]
-                call = self._optout_call(visit, rows)
-            return call, None
-
-        return self._begun(visit, work)
+        self._declare(visit, opting_out=True)
+        visit.faults = faults
+        return self._begun(visit, lambda view: (optouts.refused(visit, view), None))
 
     # ---- step 12 -----------------------------------------------------------------------------------------------
 
@@ -521,7 +520,7 @@ class Room:
             target = redirects.allowed(wanted, source.redirect_hosts)
             if target is not None:
                 return redirects.filled(target, visit.uuid, visit.verdict)
-        self._refuse(wanted)
+        visit.refused_host = redirects.host(wanted)
         return None
 
     def _click(self, visit: Visit, *, withheld: bool) -> str | None:
@@ -540,18 +539,8 @@ class Room:
                 values.setdefault("d_mid", ecid.to_ecid(visit.organisation, visit.uuid))
         target = redirects.click(wanted, values, visit.partner.redirect_hosts, visit.verdict, withheld=withheld)
         if target is None:
-            self._refuse(wanted)
+            visit.refused_host = redirects.host(wanted)
         return target
-
-    def _refuse(self, wanted: str) -> None:
-        host = redirects.host(wanted)
-        if host in self.redirects_refused or len(self.redirects_refused) < 1_000:
-            self.redirects_refused[host] = self.redirects_refused.get(host, 0) + 1
 
     def _cookie(self, visit: Visit, name: str, value: str, seconds: int) -> Header:
         return answers.cookie(name, value, self.settings.domain, seconds, secure=visit.secure)
-
-
-def new_uuid() -> str:
-    """RT-112."""
-    return str(ecid.new_uuids(1).tobytes().decode())

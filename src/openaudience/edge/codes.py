@@ -63,7 +63,7 @@ TABLE: dict[int, Code] = {
     314: Code("CMP ID is marked as deleted in GCL", False),
     315: Code("Consent string indicates no consent", True),
 }
-"""All codes; 111 is reserved and never raised (RT-1409)."""
+"""All codes. Those of what does not exist here have no function below: 111, 172, 173, 198, 199, 201 … 205."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +91,9 @@ def as_json(faults: Iterable[Fault]) -> list[dict[str, int | str]]:
 
 
 def safe(text: str) -> str:
-    """``text`` as an error text may hold it: masked when it is personal data (RT-1920)."""
-    return mask(text) if pii(text) else text
+    """``text`` as an error text may hold it: masked when it is personal data, also between blanks (RT-1920)."""
+    bare = text.strip()
+    return mask(bare) if pii(bare) else text
 
 
 def shown(*fields: str) -> str:
@@ -144,44 +145,8 @@ def opted_out(shown_id: str) -> Fault:
     return _fault(171, safe(shown_id))
 
 
-def cookies_blocked() -> Fault:
-    return _fault(172)
-
-
-def nai_relation() -> Fault:
-    return _fault(173)
-
-
-def country_blocked_by_partner() -> Fault:
-    return _fault(198)
-
-
-def country_not_allowed() -> Fault:
-    return _fault(199)
-
-
 def profile_unreadable(shown_id: str) -> Fault:
     return _fault(200, safe(shown_id))
-
-
-def devices_unreadable(shown_id: str) -> Fault:
-    return _fault(201, safe(shown_id))
-
-
-def customer_unreadable(uuid: str) -> Fault:
-    return _fault(202, uuid)
-
-
-def cluster_unreadable(shown_id: str) -> Fault:
-    return _fault(203, safe(shown_id))
-
-
-def migration_without_primary() -> Fault:
-    return _fault(204)
-
-
-def migration_failed(source: str, target: str, unread: str) -> Fault:
-    return _fault(205, source, target, unread)
 
 
 def invalid_id(shown_id: str) -> Fault:

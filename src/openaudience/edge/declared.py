@@ -6,24 +6,24 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import zip_longest
+from operator import itemgetter
 
 from openaudience.config import EdgeSection
 from openaudience.edge import codes
 from openaudience.edge.codes import Fault
 from openaudience.edge.partners import Partner, Partners, Source
-from openaudience.edge.request import Request
+from openaudience.edge.request import Request, number
 from openaudience.identity.formats import daid_reason, pii
 from openaudience.inbound.records import MAX_ID
-from openaudience.vocabulary import GLOBAL_SOURCES, IdKind
+from openaudience.vocabulary import GLOBAL_CODES, IdKind
 
 _LEGACY = (("d_dpid", "d_dpuuid"), ("dpid", "dpuuid"))
 _NAMES = ("d_cid", "d_cid_ic", *(name for pair in _LEGACY for name in pair))
 _SEPARATOR = re.compile("\x01|%01")
 _STATES = {"0": 0, "1": 1, "2": 2}
-_DPID = re.compile(r"[1-9][0-9]{0,17}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _COLON = re.compile(":|%3[Aa]")
-_GLOBAL_CODES = {f"DSID_{dpid}": dpid for dpid in GLOBAL_SOURCES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +71,13 @@ class _Candidate:
     def source(self, partners: Partners, partner: Partner | None) -> Source | None:
         """The active data source that the namespace names (RT-130, RT-202, RT-808); 0 and 4 are none (RT-104)."""
         namespace = self.fields[0]
-        if self.by_code:
-            found = partners.code(namespace, partner.pid if partner else None)
-            if found is None and namespace in _GLOBAL_CODES:
-                found = partners.sources.get(_GLOBAL_CODES[namespace])
-        elif _DPID.fullmatch(namespace):
-            found = partners.sources.get(int(namespace))
+        if not self.by_code:
+            dpid = number(namespace)
+            found = None if dpid is None else partners.sources.get(dpid)
+        elif namespace in GLOBAL_CODES:
+            found = partners.sources.get(GLOBAL_CODES[namespace])
         else:
-            found = None
+            found = partners.code(namespace, partner.pid if partner else None)
         return found if found is not None and found.active else None
 
 
@@ -151,10 +150,13 @@ def declared(
     return result
 
 
-def owner_of_first(request: Request, partners: Partners) -> Partner | None:
-    """The partner of the first declared ID whose data source is known and has an owner (RT-514)."""
+def owner_of_first(request: Request, partners: Partners, caller: Partner | None = None) -> Partner | None:
+    """The partner of the first declared ID whose data source is known and has an owner (RT-514, RT-707).
+
+    ``caller``: whose integration codes the call may use; None: anybody's (RT-808).
+    """
     for one in _candidates(request):
-        source = one.source(partners, None) if one.well_formed else None
+        source = one.source(partners, caller) if one.well_formed else None
         if source is not None and source.pid in partners.partners:
             return partners.partners[source.pid]
     return None
@@ -174,7 +176,7 @@ def _unfit(source: Source, user_id: str) -> bool:
 
 
 def _candidates(request: Request) -> Iterator[_Candidate]:
-    """All declared IDs: ``d_cid`` and ``d_cid_ic`` in request order, then the legacy pairs (RT-803, RT-804)."""
+    """All declared IDs: ``d_cid`` and ``d_cid_ic``, then the legacy pairs, each in request order (RT-803 … RT-805)."""
     if all(request.first(name) is None for name in _NAMES):
         return
     for name, value in request.parameters:
@@ -182,12 +184,17 @@ def _candidates(request: Request) -> Iterator[_Candidate]:
             fields = tuple(_SEPARATOR.split(value))
             state = _STATES.get(fields[2]) if len(fields) == 3 else None
             yield _Candidate(name == "d_cid_ic", fields, len(fields) == 2 or state is not None, state)
+    pairs: list[tuple[int, _Candidate]] = []
     for names in _LEGACY:
-        namespaces, ids = request.all(names[0]), request.all(names[1])
-        paired = min(len(namespaces), len(ids))
-        for fields in zip(namespaces, ids, strict=False):
-            yield _Candidate(False, fields, True)
-        for namespace in namespaces[paired:]:
-            yield _Candidate(False, (namespace, ""), False)
-        for user_id in ids[paired:]:
-            yield _Candidate(False, ("", user_id), False)
+        if all(request.first(name) is None for name in names):
+            continue
+        namespaces, ids = (
+            [(place, value) for place, (name, value) in enumerate(request.parameters) if name == wanted]
+            for wanted in names
+        )
+        for namespace, user_id in zip_longest(namespaces, ids):
+            both = [half for half in (namespace, user_id) if half is not None]
+            fields = tuple("" if half is None else half[1] for half in (namespace, user_id))
+            pairs.append((min(place for place, _ in both), _Candidate(False, fields, len(both) == 2)))
+    for _, pair in sorted(pairs, key=itemgetter(0)):
+        yield pair

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from openaudience.calls.model import Sent
 from openaudience.edge.partners import Partner, Partners
-from openaudience.edge.request import Request, decoded
+from openaudience.edge.request import Request, decoded, number
 from openaudience.inbound.records import clean
 from openaudience.rules.traits import CONTROL_KEYS
 
@@ -24,8 +23,6 @@ HEADERS = {
     "h_date": "date",
 }
 """Signals that come from the headers of the call alone: key → header (RT-1011)."""
-
-_NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 
 
 @dataclass(slots=True, repr=False)
@@ -87,8 +84,9 @@ def realized(
     sids = {sid for leaf in leaves for sid in matcher.simple.get(leaf, ())}
     sids |= matcher.decide(matcher.complex & leaves)
     for numbers in request.all("d_sid"):
-        for number in numbers.split(","):
-            if _NUMBER.fullmatch(number.strip(" ")) and (sid := int(number)) in partner.traits:
+        for one in numbers.split(","):
+            sid = number(one.strip(" "))
+            if sid is not None and sid in partner.traits:
                 sids.add(sid)
     sources = _sources(request, partner, partners)
     if sources is not None:
@@ -101,7 +99,7 @@ def _sources(request: Request, partner: Partner, partners: Partners) -> set[int]
     numbers, names = request.all("d_tdpid"), request.all("d_tdpid_ic")
     if not numbers and not names:
         return None
-    sources = {int(number) for number in numbers if _NUMBER.fullmatch(number)}
+    sources = {dpid for one in numbers if (dpid := number(one)) is not None}
     for name in names:
         source = partners.code(name, partner.pid)
         if source is not None:

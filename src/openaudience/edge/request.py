@@ -6,7 +6,7 @@ Nothing is decoded before it is split, and everything is decoded once.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import unquote_to_bytes
 
@@ -27,7 +27,8 @@ _PATHS: dict[bytes, Endpoint] = {
 _IBS = re.compile(rb"/ibs(?::|%3[Aa])")
 _WRONG_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _REDIRECT = re.compile(rb"d_rd%3[Dd]")
-_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST"})
+METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST"})
+_NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 
 
 @dataclass(slots=True, repr=False)
@@ -37,6 +38,7 @@ class Request:
     ``endpoint``: None for a path that is none of ours. ``raw``: name and value of each parameter as sent, beside
     ``parameters``. ``malformed``: code 311. Then ``parameters`` holds what could be read, which may serve to find the
     organisation and the form of the answer, and nothing else (RT-501, RT-506). Nothing prints the values (RT-1010).
+    ``denied``: what the deny list said of the call's IDs by (DPID, ID), so that it counts once for each (RT-1601).
     """
 
     endpoint: Endpoint | None
@@ -44,6 +46,7 @@ class Request:
     raw: list[tuple[bytes, bytes]]
     malformed: bool
     _first: dict[str, str]
+    denied: dict[tuple[int, str], bool] = field(default_factory=dict)
 
     def first(self, name: str) -> str | None:
         """The first value of a parameter; None where it was not sent."""
@@ -61,7 +64,7 @@ def too_large(method: str, target: int, body: int, limits: EdgeSection) -> int |
 
     ``target``: bytes of path and query with their ``?``. ``body``: bytes of the body, as announced or received so far.
     """
-    if method not in _METHODS:
+    if method not in METHODS:
         return 405
     if target > limits.target_bytes:
         return 414
@@ -88,6 +91,11 @@ def read(method: str, raw_path: bytes, query: bytes, content_type: str, body: by
     for name, value in request.parameters:
         first.setdefault(name, value)
     return request
+
+
+def number(text: str) -> int | None:
+    """The number that a parameter writes, such as a DPID; None: it is no positive whole number of up to 18 digits."""
+    return int(text) if _NUMBER.fullmatch(text) else None
 
 
 def decoded(raw: bytes) -> str:

@@ -13,10 +13,11 @@ from openaudience.edge.declared import Declared
 from openaudience.edge.partners import Partner, Source
 from openaudience.edge.published import Published
 from openaudience.edge.request import Request
+from openaudience.identity import ecid
 
 
 class Stop(Exception):
-    """The call ends here; its faults say why (RT-501)."""
+    """The call ends here; its faults say why (RT-501). ``Visit.stop`` makes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,9 @@ class Visit:
     published: Published
     tid: str
     partner: Partner | None = None
+    """Whose call it is: his are the codes and the organisation (RT-514)."""
+    concerned: Partner | None = None
+    """To whom its data belong: of a sync, the owner of the data source (RT-707)."""
     faults: list[Fault] = field(default_factory=list)
     verdict: Verdict = field(default_factory=Verdict)
     cookie: str | None = None
@@ -53,6 +57,8 @@ class Visit:
     sent: list[Sent] = field(default_factory=list)
     uuid: str = ""
     segments: list[int] = field(default_factory=list)
+    refused_host: str | None = None
+    """The host that no redirect may lead to (RT-705)."""
 
     @property
     def as_json(self) -> bool:
@@ -63,10 +69,15 @@ class Visit:
         """Under which the call's ECIDs stand (RT-110)."""
         return None if self.partner is None else self.partner.org
 
-    def stop(self, fault: Fault) -> Stop:
-        """Notes a fault that ends the call."""
-        self.faults.append(fault)
+    def stop(self, *faults: Fault) -> Stop:
+        """Notes the faults that end the call; to be raised."""
+        self.faults += faults
         return Stop()
+
+
+def new_uuid() -> str:
+    """The ID of a new device (RT-112)."""
+    return str(ecid.new_uuids(1).tobytes().decode())
 
 
 def wants_json(request: Request) -> bool:

@@ -102,8 +102,8 @@ class Visitors:
         merge rules of current logins, the customer IDs it came with in state 1. Raises SystemFailure for a damaged
         index, and StoreUnavailable.
         """
-        visit = _Visit(self, pid, call, undrained, now)
-        return [sid for sid in self.segments_of(pid) if visit.inside(sid)]
+        look = _Look(self, pid, call, undrained, now)
+        return [sid for sid in self.segments_of(pid) if look.inside(sid)]
 
     def ordinal(self, namespace: int, id: str) -> int:
         """The number of an ID, -1 if the index does not know it."""
@@ -193,7 +193,7 @@ class Visitors:
         return found
 
 
-class _Visit:
+class _Look:
     """One call's look at the segments of its partner. What several segments ask is answered once."""
 
     def __init__(self, visitors: Visitors, pid: int, call: Call, undrained: Undrained, now: int) -> None:

@@ -36,10 +36,11 @@ SURROUNDINGS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENF
 
 
 class Applier:
-    """Changes the data of one environment; needs the lease."""
+    """Changes the data of one environment; needs the lease. ``stopping``: whether the process was asked to end."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, stopping: Callable[[], bool] = lambda: False) -> None:
         self.site = site
+        self._stopping = stopping
         self.reader = Reader(site)
         self.settler = Settler(site)
         self.memberships = Memberships(site)
@@ -65,7 +66,9 @@ class Applier:
                 if stop():
                     return
                 # a file comes after all calls that were answered before it is taken
-                self.drain(lease)
+                self.drain(lease, self._stopping)
+                if self._stopping():
+                    return
                 self._attempt(run, lease)
 
     def _attempt(self, groups: Sequence[Group], lease: Lease) -> None:
@@ -185,16 +188,19 @@ class Applier:
 
     # ---- calls -----------------------------------------------------------------------------------------------
 
-    def drain(self, lease: Lease) -> int:
-        """Brings all calls that were answered so far into the tables (design 2.7); gives how many there were."""
-        return drain(self.site, self.memberships, self.settler, lease, self.commit_rows, self.write_manifest)
+    def drain(self, lease: Lease, stop: Callable[[], bool] = lambda: False) -> int:
+        """Brings all calls that were answered so far into the tables (design 2.7); gives how many there were.
+
+        ``stop`` is asked now and then whether to leave the rest in the log.
+        """
+        return drain(self.site, self.memberships, self.settler, lease, self.commit_rows, self.write_manifest, stop)
 
     # ---- upkeep ----------------------------------------------------------------------------------------------
 
     def upkeep(self, lease: Lease) -> None:
         """Brings the index up to date: calls, traits whose TTL changed or that were deleted; drops what is old."""
         site = self.site
-        self.drain(lease)
+        self.drain(lease, self._stopping)
         refolds = site.catalog.refolds()
         if refolds and not site.beta:
             base, _ = site.current()

@@ -6,6 +6,7 @@ The fold of the facts is the oracle of everything here.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -70,6 +71,8 @@ class FileApplication:
         self._position = position
         self.rows = RowCollection(staging)
         self.asserts_links = False
+        self.evicted: Counter[int] = Counter()
+        """Mappings that ``apply_sync`` pushed out, by DPID (RT-308)."""
 
     # ---- IDs and mappings ------------------------------------------------------------------------------------
 
@@ -146,6 +149,7 @@ class FileApplication:
             linked.new += result.new
             linked.renewed += result.renewed
             linked.evicted += result.evicted
+            self.evicted[dpid] += result.evicted
             self.draft.put_links(dpid, to, result.layer)
         return linked
 

@@ -8,6 +8,7 @@ place) and the catalog is copied; that takes moments. Then the copies are made a
 from __future__ import annotations
 
 import fcntl
+import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,7 +17,11 @@ from pathlib import Path
 from sqlalchemy import create_engine, select
 from sqlalchemy.orm import Session
 
+from openaudience import config
 from openaudience.calls.opening import FILE as CALLS
+from openaudience.calls.opening import file_of
+from openaudience.calls.owner import new_stamp, write_stamp
+from openaudience.calls.sqlite import restamp
 from openaudience.catalog.base import sqlite_url
 from openaudience.catalog.exports import ExportBaselineRow
 from openaudience.catalog.ledger import FileRow
@@ -37,7 +42,9 @@ from openaudience.store.copying import (
     restore_tree,
     seal,
 )
-from openaudience.store.files import locked, make_folder, storing
+from openaudience.store.files import locked, make_folder, move_file, storing, sync_folder
+
+_LOGGER = logging.getLogger(__name__)
 
 FORMAT = 1
 STAGING = "backup.work"
@@ -81,6 +88,9 @@ def backup(home: Home, folder: Path) -> None:
 def restore(folder: Path, home: Path) -> None:
     """Makes a home from a backup; ``home`` must be missing or empty.
 
+    Its edge stores get stamps of their own, as the installation they come from may live on: it keeps its file, and the
+    new home refuses it. They lie where ``edge.store`` says if that is in the new home, else in their usual place.
+
     Raises InputError when it is not, or when ``folder`` holds no backup; ``SystemFailure`` when the backup is damaged.
     """
     if not (folder / CONTENTS).is_file():
@@ -92,6 +102,8 @@ def restore(folder: Path, home: Path) -> None:
             f"{folder} is a backup of form {contents.notes.get('format')}, made by another version of openaudience; "
             "restore it with that version"
         )
+    address = config.load(folder / SETTINGS).settings.edge.store
+    stores = {name: file_of(address, home.absolute() / name) for name in ENVIRONMENTS}
     # a folder is a home when it has its secret: that comes last, so an interrupted restore is no half home
     keys = sorted(name for name in contents.files if name.split("/")[0] == KEYS and name != SECRET)
     restore_tree(folder, home, {name.split("/")[0] for name in contents.files} - {KEYS})
@@ -99,6 +111,8 @@ def restore(folder: Path, home: Path) -> None:
         # it holds hashes of passwords
         for file in (home / CATALOG, *home.glob(f"*/{CALLS}")):
             file.chmod(0o600)
+    for name, store in stores.items():
+        _own_calls(home.absolute(), name, store)
     with storing(home):
         (home / KEYS).mkdir(mode=0o700)
         (home / KEYS / "pgp").mkdir(mode=0o700)
@@ -106,6 +120,31 @@ def restore(folder: Path, home: Path) -> None:
     _close_keys(home)
     copy_file(folder / SECRET, home / SECRET)
     _close_keys(home)
+
+
+def _own_calls(home: Path, name: str, store: Path) -> None:
+    """Makes the copy of an edge store the new home's, and brings it to ``store`` if that is in it."""
+    stamp, copy = new_stamp(), home / name / CALLS
+    write_stamp(home / name, stamp)
+    if not copy.is_file():
+        return
+    restamp(copy, stamp)
+    if store == copy:
+        return
+    if not store.resolve().is_relative_to(home.resolve()):
+        _LOGGER.warning(
+            "edge.store names %s, outside the new home: that may be the file of an installation in use, and was left "
+            "alone. The calls of the backup lie in %s. Empty edge.store of the new home or, if the file is not "
+            "there, move them to it; until then the new home refuses to work with calls.",
+            store,
+            copy,
+        )
+        return
+    with storing(store):
+        make_folder(store.parent)
+    move_file(copy, store)
+    with storing(store):
+        sync_folder(store.parent)
 
 
 def _must_be_new(folder: Path, what: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,9 @@ CUSTOMER_SECONDS = 720 * DAY
 """Retention of the customer IDs of a source that names none (RT-213)."""
 MOST_ROWS = 8_000_000
 """About how many facts are in memory at once."""
+MOST_BETA_CALLS = 1_000_000
+"""So many calls of beta are kept, however young they are."""
+CALLS_AT_ONCE = 1_000
 NEVER = np.uint32(0)
 BY_NAME = (IdKind.UUID, IdKind.ECID, IdKind.DAID)
 """Kinds of columns that name devices; the rows of others reach them through their mappings."""
@@ -69,12 +73,15 @@ def clean_due(site: Site, session: Session) -> bool:
 def clean(site: Site, applier: Applier, lease: Lease, now: int | None = None) -> Cleaned:
     """Removes whatever ``last active + period ≤ now`` (UTC seconds; default: the present). RT-312, RT-313.
 
-    Counts of signals go after ``retention.signal_days`` (QL-1601), by the clock. A second call with the
-    same ``now`` removes nothing more. Raises ``StoreUnavailable`` when the disk is full.
+    Beta has nothing but its calls, which go by their own age. Counts of signals go after ``retention.signal_days``
+    (QL-1601), by the clock. A second call with the same ``now`` removes nothing more. Raises ``StoreUnavailable``
+    when the disk is full.
     """
     at = site.now() if now is None else now
     cleaned = Cleaned()
-    if not site.beta:
+    if site.beta:
+        _forget_calls(site, at - site.settings.retention.device_days * DAY)
+    else:
         # who called a moment ago is active
         applier.drain(lease)
         _, world = site.current()
@@ -87,6 +94,16 @@ def clean(site: Site, applier: Applier, lease: Lease, now: int | None = None) ->
         lease.check(session)
         put_counter(session, site.name, CLEANED, site.now() // DAY + 1)
     return cleaned
+
+
+def _forget_calls(site: Site, before: int) -> None:
+    """Beta's calls never get into tables (RT-2104): those up to an instant go, and those that are too many."""
+    site.calls.settle(site.calls.newest() - MOST_BETA_CALLS)
+    while calls := site.calls.log(0, CALLS_AT_ONCE, signals=False):
+        old = [number for number, _ in takewhile(lambda one: one[1].at <= before, calls)]
+        if not old:
+            return
+        site.calls.settle(old[-1])
 
 
 def clean_up(site: Site, now: int | None = None) -> Cleaned:

@@ -11,7 +11,7 @@ from pyroaring import BitMap
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from openaudience.catalog.ledger import FileRow, JobRow, LoadRow, ReceiptRow
+from openaudience.catalog.ledger import FileRow, JobRow, LoadRow, ReceiptRow, count_evicted
 from openaudience.errors import FileRejected
 from openaudience.inbound.filenames import named_sources
 from openaudience.inbound.receipt import Counters, Receipt
@@ -138,6 +138,7 @@ class Decision:
         for sample in one.samples:
             sample.job = job
             self._session.add(sample)
+        count_evicted(self._session, self._site.name, one.application.evicted)
         load = one.as_load(at)
         if self._site.beta:
             load = replace(load, namespace=None)

@@ -14,7 +14,7 @@ from sqlalchemy import or_, select
 
 from openaudience.catalog.audience_documents import destination_documents, segment_documents
 from openaudience.catalog.audiences import Audiences
-from openaudience.catalog.ledger import FileRow, JobRow, LoadRow, SampleRow
+from openaudience.catalog.ledger import FileRow, JobRow, LoadRow, SampleRow, evicted
 from openaudience.clock import iso
 from openaudience.errors import InputError
 from openaudience.identity.ecid import to_uuid
@@ -374,13 +374,18 @@ class Inquiry:
             return destination_documents(self.site.catalog, session, self.audiences)
 
     def source_documents(self) -> list[dict[str, Any]]:
-        """Data sources as the API shows them, with the devices mapped to each (RT-221), provisional ones left out."""
+        """Data sources as the API shows them, with the devices mapped to each (RT-221), provisional ones left out, and
+        the mappings that newer ones ever pushed out (RT-308)."""
         provisional = ordinals_of(self.world.provisional())
         documents = []
+        with self.site.reading() as session:
+            counts = evicted(session)
         for document in self.site.catalog.data_source_documents():
-            devices = self.world.links(document["dataSourceId"]).mapped_devices()
+            dpid = document["dataSourceId"]
+            devices = self.world.links(dpid).mapped_devices()
             synced = int(devices.size) - int(np.isin(provisional, devices).sum())
-            documents.append({**document, "synced_devices": synced})
+            gone = counts.get((self.site.name, dpid), 0)
+            documents.append({**document, "synced_devices": synced, "evicted_mappings": gone})
         return documents
 
 

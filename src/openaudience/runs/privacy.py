@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,10 +13,11 @@ import numpy as np
 from pyroaring import BitMap
 
 from openaudience.calls.model import PLATFORM, Call, OptOut, Origin
+from openaudience.calls.store import View
 from openaudience.catalog.facade import Partner
 from openaudience.errors import InputError
 from openaudience.identity.ecid import to_uuid
-from openaudience.identity.formats import aam_reason
+from openaudience.identity.formats import aam_reason, daid_reason
 from openaudience.identity.keys import key
 from openaudience.runs.applier import Applier
 from openaudience.runs.departures import Departure, Departures
@@ -24,7 +25,7 @@ from openaudience.runs.erasing import DELETED, Owed, awaited, erase
 from openaudience.runs.inquiry import Inquiry
 from openaudience.runs.site import Lease, Site
 from openaudience.runs.world import DEVICES, EVERYBODY, World
-from openaudience.vocabulary import DataSource, IdKind
+from openaudience.vocabulary import GLOBAL_CODES, GLOBAL_SOURCES, DataSource, IdKind
 
 OURS = "AudienceManager"
 """What a request includes if it is meant for us (RT-1904)."""
@@ -123,7 +124,9 @@ def carry_out(site: Site, request: Request, owed: Callable[[], Owed]) -> dict[st
                     entry["access"] = subject.access()
                 if "delete" in user.action:
                     deletions.append(subject)
-        if deletions:
+        if deletions and site.beta:
+            document["deleted"], document["erased"] = _delete_calls(site, deletions)
+        elif deletions:
             document["deleted"] = _delete(site, applier, lease, deletions)
             counts = erase(site, applier, lease, owed())
             document["erased"] = None if awaited(site) else counts
@@ -153,9 +156,12 @@ class Subjects:
 
     @cached_property
     def _codes(self) -> dict[str, int]:
-        documents = self._look.site.catalog.data_source_documents()
+        # an inactive one may have the code of an active one, which then is the one meant (RT-107)
+        documents = sorted(
+            self._look.site.catalog.data_source_documents(), key=lambda one: one.get("status") == "ACTIVE"
+        )
         codes = {one.get("integrationCode"): one["dataSourceId"] for one in documents if self._may(one["dataSourceId"])}
-        return {code: dpid for code, dpid in codes.items() if code}
+        return {code: dpid for code, dpid in codes.items() if code} | GLOBAL_CODES
 
     def _may(self, dpid: int) -> bool:
         partner, source = self._partner, self._look.sources.get(dpid)
@@ -205,6 +211,10 @@ class Subjects:
             return self._ecid(partner, ident)
         if not ident:
             raise InputError("the ID is empty")
+        if dpid in GLOBAL_SOURCES and daid_reason(dpid, ident) is not None:
+            raise InputError(
+                f"this is no ID of data source {dpid}, {GLOBAL_SOURCES[dpid]}; write it as the device does"
+            )
         return Subject(self._look, partner, source, ident)
 
 
@@ -306,10 +316,8 @@ def _delete(site: Site, applier: Applier, lease: Lease, subjects: list[Subject])
         ids[subject.namespace, subject.ident] = None
         for uuid in world.ids(DEVICES).names(np.array(subject.devices, np.int64)):
             ids[DEVICES, uuid.decode()] = None
-    optouts = tuple(OptOut(PLATFORM, namespace, ident) for namespace, ident in ids)
     # the way of every opt-out: at once for all who ask the edge store, by the drain for everything else
-    call = Call(site.now(), None, "", False, Origin.ID, optouts=optouts)
-    (failure,) = site.calls.group([lambda view: (call, None)])
+    (failure,) = site.calls.group([lambda view: (_optout(site, ids), None)])
     if failure is not None:
         raise failure
     applier.drain(lease)
@@ -324,3 +332,30 @@ def _delete(site: Site, applier: Applier, lease: Lease, subjects: list[Subject])
         "ids": sum(map(len, gone.values())),
         "mappings": mappings,
     }
+
+
+def _delete_calls(site: Site, subjects: list[Subject]) -> tuple[dict[str, int], dict[str, int]]:
+    """A deletion in beta, where nothing but calls says anything of anybody: opts out and takes the IDs out of them."""
+
+    def decide(view: View) -> tuple[Call, dict[tuple[int, str], None]]:
+        ids: dict[tuple[int, str], None] = {}
+        for one in subjects:
+            ids[one.namespace, one.ident] = None
+            mapped = (
+                call.uuid
+                for call in reversed(view.calls_of(one.namespace, one.ident, 0))
+                if call.uuid and any((pair.dpid, pair.id) == (one.namespace, one.ident) for pair in call.pairs)
+            )
+            ids.update(((DEVICES, uuid), None) for uuid in list(dict.fromkeys(mapped))[:MOST_DEVICES])
+        return _optout(site, ids), ids
+
+    (ids,) = site.calls.group([decide])
+    if isinstance(ids, Exception):
+        raise ids
+    devices = sum(namespace == DEVICES for namespace, _ in ids)
+    return {"devices": devices, "ids": len(ids) - devices}, {"calls": site.calls.forget(ids)}
+
+
+def _optout(site: Site, ids: Iterable[tuple[int, str]]) -> Call:
+    optouts = tuple(OptOut(PLATFORM, namespace, ident) for namespace, ident in ids)
+    return Call(site.now(), None, "", False, Origin.ID, optouts=optouts)

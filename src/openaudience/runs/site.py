@@ -16,9 +16,10 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from openaudience.calls.opening import open_calls
+from openaudience.calls.owner import OptOutRow, Owner
 from openaudience.calls.store import CallStore
 from openaudience.catalog.base import transaction
-from openaudience.catalog.ledger import RunRow, advance, counter, seconds
+from openaudience.catalog.ledger import LoadRow, RunRow, advance, counter, seconds
 from openaudience.errors import LeaseLost, LeaseTaken, StoreUnavailable, SystemFailure
 from openaudience.home import Home
 from openaudience.inbound.decode import GpgHome, SizeLimits
@@ -33,6 +34,8 @@ from openaudience.vocabulary import Limits
 
 DAY = 86_400
 FENCE = "fence"
+DRAINED = "drained"
+"""Counter: the number after that of the last call that is in the tables."""
 LAST_AT = "last_at"
 LOADS = "load"
 POSITIONS = "position"
@@ -81,7 +84,22 @@ class Site:
     @cached_property
     def calls(self) -> CallStore:
         """Answered calls that are not in the tables yet (design 2.7). Raises StoreUnavailable, SystemFailure."""
-        return open_calls(self.settings.edge.store, self.folder, self.seeds, keep=self.beta, fault=faults.reach)
+        owner = Owner(self.folder, self._drained, self._optouts)
+        return open_calls(self.settings.edge.store, self.folder, self.seeds, owner=owner, fault=faults.reach)
+
+    def _drained(self) -> int:
+        with self.reading() as session:
+            return counter(session, self.name, DRAINED) - 1
+
+    def _optouts(self) -> list[OptOutRow]:
+        """From the facts: they are decided where calls are, and keep the keys of erased IDs too (RT-1512)."""
+        with self.reading() as session:
+            decided = list(session.scalars(select(LoadRow.load).where(LoadRow.environment == self.name)))
+        rows = self.tables.scan("optouts", loads=decided).collect()
+        return [
+            (k1, k2, dpid, pid, seconds(at), None)
+            for k1, k2, dpid, pid, at in rows.select("k1", "k2", "dpid", "pid", "at").iter_rows()
+        ]
 
     def close(self) -> None:
         """Ends helper programs and lets go of the edge store; the home closes the catalog."""
@@ -136,16 +154,19 @@ class Site:
         return generation, World.of(self.generations, generation)
 
     @contextmanager
-    def looking(self) -> Iterator[tuple[Session, Generation, World]]:
-        """The catalog and the index at one moment: never a file that the one knows and the other does not (IN-54)."""
-        deadline = time.monotonic() + PUBLISHING_SECONDS
+    def looking(self, patience: float | None = None) -> Iterator[tuple[Session, Generation, World]]:
+        """The catalog and the index at one moment: never a file that the one knows and the other does not (IN-54).
+
+        ``patience``: seconds to wait for a decided run to be published. Raises StoreUnavailable when they are over.
+        """
+        deadline = time.monotonic() + (PUBLISHING_SECONDS if patience is None else patience)
         while True:
             generation, world = self.current()
             with self.reading() as session:
                 if not self.unpublished(session) and self.generations.current_number() == generation.number:
                     yield session, generation, world
                     return
-            if time.monotonic() > deadline:
+            if time.monotonic() >= deadline:
                 raise StoreUnavailable(
                     f"a change of the {self.name} data is decided but could not be published yet; "
                     "mend the disk of the home, then run any command again"

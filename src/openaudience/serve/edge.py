@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
 from functools import partial
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from openaudience.config import EdgeSection
 from openaudience.edge.app import Edge
@@ -20,27 +18,13 @@ from openaudience.runs.site import Site
 from openaudience.serve.figures import FIGURES
 from openaudience.serve.life import Life
 from openaudience.serve.logs import described
+from openaudience.serve.protocol import Protocol, most_connections
 from openaudience.serve.sockets import bound
 from openaudience.serve.state import FOLDER, Listening
 from openaudience.store.files import replace_text
 
-MOST_OF_A_TARGET = 60_000
-"""Bytes that are kept of a request target; the parser of targets takes no more than 65,535."""
 FLUSH_SECONDS = 5.0
 END_SECONDS = 3
-
-
-class Protocol(HttpToolsProtocol):
-    """HTTP as uvicorn reads it, except for request targets that it would refuse or cut.
-
-    Of one that is far too long, enough is kept for the edge to say so (RT-503). A raw ``#``, which a caller ought to
-    have encoded, is part of a value; taken for a fragment it would cut an ID short.
-    """
-
-    def on_url(self, url: bytes) -> None:
-        room = MOST_OF_A_TARGET - len(self.url)
-        if room > 0:
-            super().on_url(url[:room].replace(b"#", b"%23"))
 
 
 def edge(life: Life, home: Home) -> None:
@@ -48,6 +32,7 @@ def edge(life: Life, home: Home) -> None:
     settings = home.settings
     sites = [Site(home, "production"), Site(home, "beta")]
     consent = Consent(settings.tcf)
+    Protocol.most_connections = most_connections()
     try:
         rooms = {site.name: Room(site, settings, consent, home.clock) for site in sites}
         application = Edge(rooms, settings, home.clock, partial(_trouble, life))
@@ -64,9 +49,18 @@ def edge(life: Life, home: Home) -> None:
                 server.should_exit = True
 
             def flush() -> float:
-                for room in rooms.values():
-                    room.deny.flush()
-                _tell(home, life.state.part, application, rooms)
+                try:
+                    for room in rooms.values():
+                        room.deny.flush()
+                    _tell(home, life.state.part, application, rooms)
+                except (OpenAudienceError, OSError):
+                    raise
+                except Exception as error:
+                    # calls are answered whatever becomes of figures, so this must not end the process
+                    life.log.error("failed", what="deny list", **described(error))
+                    raise SystemFailure(
+                        f"deny list and figures could not be written: {type(error).__name__}"
+                    ) from error
                 return FLUSH_SECONDS
 
             address, port = listening.getsockname()[:2]
@@ -111,9 +105,9 @@ def _trouble(life: Life, error: Exception | None) -> None:
 
 def _tell(home: Home, part: str, application: Edge, rooms: dict[str, Room]) -> None:
     """Figures of this process, where the web part finds them (OP-41)."""
-    document = asdict(application.figures) | {
+    document = application.figures.document() | {
         "pid": os.getpid(),
-        "redirects_refused": {name: room.redirects_refused for name, room in rooms.items()},
+        "redirects_refused": {name: room.redirects_refused.copy() for name, room in rooms.items()},
         "colons": {name: room.colons for name, room in rooms.items()},
     }
     try:

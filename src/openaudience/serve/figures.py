@@ -17,7 +17,7 @@ from sqlalchemy import func, select
 
 from openaudience import __version__
 from openaudience.catalog.exports import ExportRow
-from openaudience.catalog.ledger import FileRow, MailRow, ReceiptRow, seconds
+from openaudience.catalog.ledger import FileRow, MailRow, ReceiptRow, evicted, seconds
 from openaudience.catalog.migrate import ENVIRONMENTS
 from openaudience.exports.schedule import lag
 from openaudience.home import Home
@@ -46,13 +46,14 @@ Labels = tuple[str, str]
 
 @dataclass(slots=True)
 class Numbers:
-    """The ledger at one moment. Keys are (environment, state, status or class)."""
+    """The ledger at one moment. Keys are (environment; state, status, class or DPID)."""
 
     files: dict[Labels, int] = field(default_factory=dict)
     oldest: dict[str, int] = field(default_factory=dict)
     mails: dict[Labels, int] = field(default_factory=dict)
     exports: dict[Labels, int] = field(default_factory=dict)
     lag: dict[Labels, int] = field(default_factory=dict)
+    evicted: Counter[Labels] = field(default_factory=Counter)
 
 
 class Figures(Collector):
@@ -83,6 +84,8 @@ class Figures(Collector):
             runs = select(ExportRow.environment, ExportRow.state, func.count())
             for environment, state, count in session.execute(runs.group_by(ExportRow.environment, ExportRow.state)):
                 numbers.exports[environment, state] = count
+            for (environment, dpid), count in evicted(session).items():
+                numbers.evicted[environment, str(dpid)] = count
             now, tick = seconds(self._home.clock()), self._home.settings.export.tick
             for environment in ENVIRONMENTS:
                 for destination, late in lag(session, environment, now, tick).items():
@@ -179,6 +182,12 @@ class Figures(Collector):
             "For how long a run that was due is not delivered.",
             ("environment", "destination"),
             numbers.lag,
+        )
+        yield _counter(
+            "openaudience_mappings_evicted",
+            "Mappings that newer ones pushed out, by data source.",
+            ("environment", "dpid"),
+            numbers.evicted,
         )
         yield from self._calls()
         living = states(self._home.path)

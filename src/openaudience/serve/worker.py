@@ -44,6 +44,18 @@ def worker(life: Life, home: Home) -> None:
         site.close()
 
 
+class Stretch:
+    """The time for which files keep the lease; it begins when it is first asked, so calls before them take none."""
+
+    def __init__(self) -> None:
+        self._until: float | None = None
+
+    def over(self) -> bool:
+        if self._until is None:
+            self._until = time.monotonic() + STRETCH_SECONDS
+        return time.monotonic() >= self._until
+
+
 class Worker:
     """Takes the lease while files wait, and for the upkeep once an hour."""
 
@@ -70,6 +82,8 @@ class Worker:
             # what is in memory may be of a run that never was
             self._applier = None
             raise
+        # calls that came meanwhile wait as long as any
+        self._calls_since = None
         return TURN_SECONDS
 
     def _anything(self) -> bool:
@@ -106,22 +120,22 @@ class Worker:
         life, site = self._life, self._site
         upkeep = time.monotonic() >= self._upkeep_at
         fresh = self._applier is None
-        applier = self._applier = self._applier or Applier(site)
+        applier = self._applier = self._applier or Applier(site, lambda: life.stopping)
         if fresh or upkeep:
             applier.settler.tidy()
         else:
             # a command may have died since
             applier.settler.recover()
         known, aside = self._newest_job(), self._aside()
-        until = time.monotonic() + STRETCH_SECONDS
+        stretch = Stretch()
         try:
-            applier.work(lease, retry=upkeep, stop=lambda: life.stopping or time.monotonic() >= until)
+            applier.work(lease, retry=upkeep, stop=lambda: life.stopping or stretch.over())
         finally:
             self._tell(known, aside)
         if not life.stopping:
             self._daily(applier, lease)
         if not life.stopping:
-            self._clean(applier, lease)
+            self._clean(applier, lease, upkeep)
         if upkeep and not life.stopping:
             self._erase(applier, lease)
         if upkeep:
@@ -139,9 +153,14 @@ class Worker:
             applier.daily(lease)
             self._log.info("daily-run")
 
-    def _clean(self, applier: Applier, lease: Lease) -> None:
+    def _clean(self, applier: Applier, lease: Lease, upkeep: bool) -> None:
+        if self._site.beta:
+            # its calls, which nothing else ever takes away
+            if upkeep:
+                clean(self._site, applier, lease)
+            return
         with self._site.reading() as session:
-            due = not self._site.beta and clean_due(self._site, session)
+            due = clean_due(self._site, session)
         if due:
             self._log.info("clean-up", **clean(self._site, applier, lease).document())
 
