@@ -63,7 +63,8 @@ def privacy(options: Options, file: Path) -> int:
 
 
 def _tell(user: dict[str, Any], one: dict[str, Any]) -> None:
-    print(f"{user['key']}: {one['namespace']} {printable(one['value'])}: {one.get('error', ', '.join(user['action']) + ' done')}")
+    outcome = one.get("error", ", ".join(user["action"]) + " done")
+    print(f"{user['key']}: {one['namespace']} {printable(one['value'])}: {outcome}")
     for found in one["access"]["profiles"] if "access" in one else ():
         for trait in found["traits"]:
             print(
