@@ -114,8 +114,8 @@ class State:
 
     def file(self, file: File) -> None:
         for first, _ in file.rows:
-            if file.dpid == 0 or file.sync:
-                # for good, whatever becomes of the file (RT-609)
+            if (file.dpid == 0 or file.sync) and not self.is_out(ACME, (0, first)):
+                # for good, whatever becomes of the file (RT-609); a row of an opted-out ID is none (IN-65)
                 self.unsure.discard(first)
                 if file.sync:
                     self.known.add(first)
