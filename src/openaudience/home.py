@@ -18,7 +18,6 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +32,7 @@ from openaudience.catalog.migrate import ENVIRONMENTS, upgrade
 from openaudience.catalog.secrets import Vault
 from openaudience.clock import Clock, system_clock
 from openaudience.errors import InputError, StoreUnavailable, SystemFailure, UsageError
-from openaudience.store.files import TEMPORARY, storing, sync_folder
+from openaudience.store.files import make_once, storing
 
 FORMAT = 1
 SETTINGS = "openaudience.toml"
@@ -265,16 +264,4 @@ def _write_host_key(file: Path) -> None:
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
     key = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
-    temporary = file.with_name(f".{file.name}.{secrets.token_hex(8)}{TEMPORARY}")
-    with storing(file):
-        try:
-            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-                stream.write(key)
-                stream.flush()
-                os.fsync(stream.fileno())
-            # Not renamed: of two processes that start at once the second takes the key of the first.
-            with suppress(FileExistsError):
-                os.link(temporary, file)
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync_folder(file.parent)
+    make_once(file, key)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from edge.house import House, acme, source, trait
+from edge.served import served
 
 SETTINGS = """
 proxies = ["127.0.0.1"]
@@ -49,4 +50,13 @@ def called(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     ]
     house = House(tmp_path_factory.mktemp("called") / "home", workspace, SETTINGS)
     yield house
+    house.close()
+
+
+@pytest.fixture(scope="module")
+def served_house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[House, int]]:
+    """A house without a deny list, and the port at which a real server serves it."""
+    house = House(tmp_path_factory.mktemp("served") / "home", acme(), "deny_calls = 0")
+    with served(house) as port:
+        yield house, port
     house.close()

@@ -20,6 +20,8 @@ FORM = "application/x-www-form-urlencoded"
 U1 = "31415926535897932384626433832795028841"
 U2 = "27182818284590452353602874713526624977"
 U3 = "14142135623730950488016887242096980785"
+REFUSED = "gdpr=1&gdpr_consent=CQdWToAQdWToAAfABBENB4EgAIAAAAAAAAYgEawAQEagAAAA"
+"""The consent of a visitor who refused purpose 10."""
 
 
 @dataclass(frozen=True, slots=True)

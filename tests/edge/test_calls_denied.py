@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from edge.house import House, acme
+from edge.house import REFUSED, House, acme
 from edge.logged import found_uuid, logging, pairs, someone
 from openaudience.calls.store import Denial
 from openaudience.identity.ecid import to_ecid
 
 ACME_ORG = "53A16ACB5CC1D3760A495C99@AdobeOrg"
-REFUSED = "gdpr=1&gdpr_consent=CQdWToAQdWToAAfABBENB4EgAIAAAAAAAAYgEawAQEagAAAA"
 GAID = "381e9c40-52ab-4f3d-9e08-1b6c2d3e4f50"
 
 

@@ -9,13 +9,12 @@ from urllib.parse import quote
 
 import pytest
 
-from edge.house import House, acme
+from edge.house import REFUSED, House, acme
 from edge.logged import logging, pairs, someone
 from openaudience.calls.model import OptOut
 from openaudience.identity.ecid import to_ecid
 
 ACME_ORG = "53A16ACB5CC1D3760A495C99@AdobeOrg"
-REFUSED = "gdpr=1&gdpr_consent=CQdWToAQdWToAAfABBENB4EgAIAAAAAAAAYgEawAQEagAAAA"
 GRANTED = "gdpr=1&gdpr_consent=CQdWToAQdWToAAfABBENB4EgAIBAAAAAAAYgEawAQEagAAAA"
 
 

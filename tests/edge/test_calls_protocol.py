@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import random
 import socket
-from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
 
-from edge.house import House, acme
+from edge.house import House
 from edge.logged import logging, pairs, someone
 from edge.served import CLOSE, FORM, HOST, connected, got, heard, sent, served, status, statuses
 from openaudience.calls.model import Call
@@ -17,14 +16,6 @@ from openaudience.serve.protocol import Protocol
 
 JSON = b"/event?d_rtbd=json&"
 EVENT = b"GET /event?d_rtbd=json HTTP/1.1\r\n" + HOST
-
-
-@pytest.fixture(scope="module")
-def served_house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[House, int]]:
-    house = House(tmp_path_factory.mktemp("served") / "home", acme(), "deny_calls = 0")
-    with served(house) as port:
-        yield house, port
-    house.close()
 
 
 def signals(call: Call) -> list[tuple[str, str]]:

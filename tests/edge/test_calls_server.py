@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import socket
 import ssl
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,14 +14,6 @@ from edge.house import House, acme
 from edge.logged import logging, pairs, someone
 from edge.served import CLOSE, FORM, HOST, SECONDS, got, sent, served, status
 from openaudience.serve.edge import config
-
-
-@pytest.fixture(scope="module")
-def served_house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[House, int]]:
-    house = House(tmp_path_factory.mktemp("served") / "home", acme(), "deny_calls = 0")
-    with served(house) as port:
-        yield house, port
-    house.close()
 
 
 @pytest.mark.rule("RT-507", "RT-505", "RT-701")

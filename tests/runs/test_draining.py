@@ -19,7 +19,7 @@ from openaudience.calls.model import PLATFORM, Call, OptOut, Origin, Realized, S
 from openaudience.edge.published import Published
 from openaudience.runs import draining, faults
 from openaudience.runs.applier import Applier
-from openaudience.runs.draining import MOST_PORTIONS, drained_calls, portion_size, waiting_calls
+from openaudience.runs.draining import MOST_PORTIONS, portion_size, waiting_calls
 from openaudience.runs.dropping import drop, waiting_groups
 from openaudience.runs.loads import BY_CALL, PROVISIONAL
 from openaudience.runs.service import unfinished
@@ -507,13 +507,13 @@ def test_a_crash_loses_no_call_and_counts_none_twice(
         patched.setattr(ground.site.calls, "_fault", reach)
         with pytest.raises(Crash):
             ground.drain()
-    before = drained_calls(ground.site)
+    before = ground.site.drained()
     assert before in (0, 3)
     with Lease(ground.site) as lease:
         applier = Applier(ground.site)
         applier.settler.tidy()
         applier.drain(lease)
-    assert drained_calls(ground.site) == 3
+    assert ground.site.drained() == 3
     assert waiting_calls(ground.site) == 0
     assert ground.site.calls.log(0, 10) == []
     assert ground.counts(U1) == {4005: 3}
@@ -563,7 +563,7 @@ def test_a_lost_index_is_made_anew_and_no_call_counts_twice(ground: Ground, wait
     if not waiting:
         assert everything(ground) == before
     generation, _ = ground.site.current()
-    assert generation.drained == drained_calls(ground.site) == (7 + waiting if not waiting else generation.drained)
+    assert generation.drained == ground.site.drained() == (7 + waiting if not waiting else generation.drained)
     ground.drain(call(U2, at=AT + 9, realized=cart()))
     assert ground.counts(U2)[4001] == 2 + waiting
     ground.check()

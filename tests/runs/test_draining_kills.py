@@ -17,7 +17,6 @@ from edge.house import U1, U2, U3, acme, trait
 from openaudience.calls.model import Call, OptOut, Origin, Realized, Sent
 from openaudience.home import Home
 from openaudience.runs import faults
-from openaudience.runs.draining import drained_calls
 from openaudience.runs.site import DAY, Site
 from runs.ground import AT, LAST_LOGIN, call, cart, made, pair, saying
 from runs.killing import KILLED, NOW, Server, command, visible
@@ -81,7 +80,7 @@ def seen(home: Path, *, proof: bool = False) -> dict[str, Any]:
         )
         _, world = site.current()
         return shown | {
-            "drained": drained_calls(site),
+            "drained": site.drained(),
             "signals": sorted((one.hour, one.pid, one.key, one.value, one.count) for one in site.calls.signals()),
             "optouts": sorted(map(str, optouts.rows())),
             "realized": sorted(map(str, realized.rows())),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from enum import IntEnum
 from types import GenericAlias
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
+
+T = TypeVar("T")
 
 PLATFORM = 0
 """Stands for all partners where an opt-out names one (RT-1501)."""
@@ -92,17 +94,18 @@ def encode(call: Call) -> bytes:
 
 def decode(body: bytes) -> Call:
     """The call of a row of the log. Raises msgspec.DecodeError for anything else."""
-    try:
-        return _DECODER.decode(body)
-    except UnicodeDecodeError as error:
-        raise msgspec.DecodeError(error.reason) from None
+    return _decoded(_DECODER, body)
 
 
 def decode_silent(body: bytes) -> tuple[Call, int]:
     """As ``decode``, without the signals, which may be most of it; and how many bytes are left then."""
-    try:
-        parts = _SILENT.decode(body)
-    except UnicodeDecodeError as error:
-        raise msgspec.DecodeError(error.reason) from None
+    parts = _decoded(_SILENT, body)
     said = (*parts[:_SENT], (), *parts[_SENT + 1 :])
     return Call(*said), len(body) - len(parts[_SENT])
+
+
+def _decoded(decoder: msgspec.msgpack.Decoder[T], body: bytes) -> T:
+    try:
+        return decoder.decode(body)
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError(error.reason) from None

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from openaudience.errors import SystemFailure
-from openaudience.store.files import TEMPORARY, make_folder, storing, sync_folder
+from openaudience.store.files import make_once
 
 STAMP = "calls.stamp"
 """In the folder of an environment: what its edge store bears, 1 to 2^31 - 1, as text."""
@@ -59,18 +57,4 @@ def new_stamp() -> int:
 
 def write_stamp(folder: Path, stamp: int) -> None:
     """Gives an environment its stamp, unless it has one. Raises StoreUnavailable."""
-    file = folder / STAMP
-    temporary = file.with_name(f".{file.name}.{secrets.token_hex(8)}{TEMPORARY}")
-    with storing(file):
-        make_folder(folder)
-        try:
-            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-                stream.write(f"{stamp}\n")
-                stream.flush()
-                os.fsync(stream.fileno())
-            # Not renamed: of two processes that start at once the second takes the stamp of the first.
-            with suppress(FileExistsError):
-                os.link(temporary, file)
-        finally:
-            temporary.unlink(missing_ok=True)
-        sync_folder(folder)
+    make_once(folder / STAMP, f"{stamp}\n".encode())

@@ -157,23 +157,21 @@ class SqliteCalls:
         return result
 
     def newest(self) -> int:
-        # AUTOINCREMENT remembers the number when the row is gone.
         with self._reading() as connection:
-            row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'log'").fetchone()
-        return row[0] if row else 0
+            return _newest(connection)
 
     def log(self, after: int, most: int, *, signals: bool = True) -> list[tuple[int, Call]]:
+        calls: list[tuple[int, Call]] = []
+        size = 0
+
+        def take(number: int, body: bytes) -> bool:
+            nonlocal size
+            call, length = (decode(body), len(body)) if signals else decode_silent(body)
+            calls.append((number, call))
+            size += length
+            return size < LOG_BYTES
+
         while True:
-            calls: list[tuple[int, Call]] = []
-            size = 0
-
-            def take(number: int, body: bytes) -> bool:
-                nonlocal size
-                call, length = (decode(body), len(body)) if signals else decode_silent(body)
-                calls.append((number, call))  # noqa: B023
-                size += length
-                return size < LOG_BYTES
-
             last = self._walk(after, NO_END, most, take)
             if calls or last == after:
                 return calls
@@ -421,8 +419,7 @@ class SqliteCalls:
                 f"{owner.folder} is {mine}. Name another file in edge.store. Only if nobody else uses this one, and it "
                 f"is meant to be this installation's, write {stamp} into {owner.folder / STAMP}."
             )
-        row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'log'").fetchone()
-        newest = row[0] if row else 0
+        newest = _newest(connection)
         if stamp and newest >= drained:
             return
         # in one transaction: a file that has the stamp and the number knows the opt-outs
@@ -567,6 +564,12 @@ def _ids(call: Call) -> set[tuple[int, str]]:
     if call.uuid:
         ids.add((0, call.uuid))
     return ids
+
+
+def _newest(connection: sqlite3.Connection) -> int:
+    """The number of the last call there ever was: AUTOINCREMENT remembers it when the row is gone."""
+    row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'log'").fetchone()
+    return row[0] if row else 0
 
 
 def _without(call: Call, dpid: int, ident: str) -> Call:

@@ -16,7 +16,7 @@ from openaudience.edge.partners import Partner, Partners, Source
 from openaudience.edge.request import Request, number
 from openaudience.identity.formats import daid_reason, pii
 from openaudience.inbound.records import MAX_ID
-from openaudience.vocabulary import GLOBAL_CODES, IdKind
+from openaudience.vocabulary import IdKind
 
 _LEGACY = (("d_dpid", "d_dpuuid"), ("dpid", "dpuuid"))
 _NAMES = ("d_cid", "d_cid_ic", *(name for pair in _LEGACY for name in pair))
@@ -74,8 +74,6 @@ class _Candidate:
         if not self.by_code:
             dpid = number(namespace)
             found = None if dpid is None else partners.sources.get(dpid)
-        elif namespace in GLOBAL_CODES:
-            found = partners.sources.get(GLOBAL_CODES[namespace])
         else:
             found = partners.code(namespace, partner.pid if partner else None)
         return found if found is not None and found.active else None

@@ -21,7 +21,7 @@ from openaudience.home import CATALOG
 from openaudience.rules.segments import RULE_BASED
 from openaudience.rules.traits import Matcher, Node, parse
 from openaudience.runs.site import Site
-from openaudience.vocabulary import GLOBAL_SOURCES, IdKind
+from openaudience.vocabulary import GLOBAL_CODES, GLOBAL_SOURCES, IdKind
 
 Stamp = tuple[tuple[int, int], ...]
 
@@ -102,7 +102,10 @@ class Partners:
 
     def code(self, code: str, pid: int | None) -> Source | None:
         """The active data source with an integration code: a partner's, or a global one; with ``pid`` None over all
-        partners, None where several have it (RT-107, RT-130, RT-808)."""
+        partners, None where several have it (RT-107, RT-808). A global one is named by its own code alone (RT-130)."""
+        if code in GLOBAL_CODES:
+            one = self.sources.get(GLOBAL_CODES[code])
+            return one if one is not None and one.active else None
         found = [one for one in self._by_code.get(code, ()) if one.active and (pid is None or one.pid in (0, pid))]
         own = [one for one in found if one.pid == pid]
         chosen = own or found

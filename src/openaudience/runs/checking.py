@@ -31,7 +31,6 @@ from openaudience.runs.applier import Applier
 from openaudience.runs.applying import FROM_FILE, utc
 from openaudience.runs.checking_ids import Texts, fault_of_ids, make_ids
 from openaudience.runs.checking_members import faulty_members
-from openaudience.runs.draining import drained_calls
 from openaudience.runs.erasing import deleted_ids
 from openaudience.runs.loads import CALLS, GONE, Load, load_of, views
 from openaudience.runs.outcome import decoded as outcome_of
@@ -140,7 +139,7 @@ def check(site: Site, repair: bool) -> Report:
         at = site.instant()
         one = _Check(site, Draft(site.generations, base), report, repair)
         # calls that are in the tables must not come there again, whatever became of the index
-        one.draft.drained = max(base.drained, drained_calls(site))
+        one.draft.drained = max(base.drained, site.drained())
         one.run(at)
         report.generation = base.number
         if repair and (broken or one.changed):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from sqlalchemy import func, select
 
 from openaudience.calls.model import Call
-from openaudience.catalog.ledger import LoadRow, counter, put_counter
+from openaudience.catalog.ledger import LoadRow, put_counter
 from openaudience.runs import faults
 from openaudience.runs.loads import CALLS
 from openaudience.runs.membership import Memberships
@@ -34,12 +34,6 @@ Profile = tuple[int, str]
 """(namespace, ID): a device (0, UUID), or a customer ID."""
 
 
-def drained_calls(site: Site) -> int:
-    """The number of the last call that is in the tables."""
-    with site.reading() as session:
-        return counter(session, site.name, DRAINED) - 1
-
-
 def waiting_calls(site: Site) -> int:
     """How many answered calls are not in the tables yet. Beta's never get there (RT-2104)."""
     if site.beta:
@@ -48,7 +42,7 @@ def waiting_calls(site: Site) -> int:
     newest = site.calls.newest()
     if not newest:
         return 0
-    return max(0, newest - drained_calls(site))
+    return max(0, newest - site.drained())
 
 
 def portion_size(calls: Sequence[tuple[int, Call]], watched: frozenset[int], *, cut: bool) -> int:
@@ -102,7 +96,7 @@ def drain(
     if site.beta:
         return 0
     upto = site.calls.newest()
-    done = drained_calls(site)
+    done = site.drained()
     oldest = site.calls.log(0, 1, signals=False)
     if oldest and oldest[0][0] <= done:
         # a crash came between a decision and the clearing up

@@ -84,10 +84,11 @@ class Site:
     @cached_property
     def calls(self) -> CallStore:
         """Answered calls that are not in the tables yet (design 2.7). Raises StoreUnavailable, SystemFailure."""
-        owner = Owner(self.folder, self._drained, self._optouts)
+        owner = Owner(self.folder, self.drained, self._optouts)
         return open_calls(self.settings.edge.store, self.folder, self.seeds, owner=owner, fault=faults.reach)
 
-    def _drained(self) -> int:
+    def drained(self) -> int:
+        """The number of the last call that is in the tables."""
         with self.reading() as session:
             return counter(session, self.name, DRAINED) - 1
 

@@ -112,6 +112,24 @@ def replace_text(path: Path, text: str, fault: Fault = no_fault) -> None:
     replace_file(path, lambda file: file.write(text.encode()), fault)
 
 
+def make_once(path: Path, data: bytes) -> None:
+    """Makes a file (mode 0600) unless it is there. Raises ``StoreUnavailable``."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
+    with storing(path):
+        make_folder(path.parent)
+        try:
+            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            # Not renamed: of two processes that start at once the second keeps what the first has made.
+            with suppress(FileExistsError):
+                os.link(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+
 def move_file(source: Path, target: Path) -> None:
     """Gives a durable file its place; the caller syncs the folders, once for many files."""
     try:

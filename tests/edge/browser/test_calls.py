@@ -130,6 +130,16 @@ def test_one_call_waits_for_the_answer_of_the_other(house: House, page: Page) ->
     assert [call.get("d_uuid") for call in house.events] == [None, UUID, UUID]
 
 
+def second_call_after_ten_seconds(house: House, page: Page) -> None:
+    """Then the call that waits for the answer to the first one goes without it. The clock of the page stands still."""
+    until(page, lambda: len(house.events) == 1)
+    page.clock.run_for(9_900)
+    page.wait_for_timeout(300)
+    assert len(house.events) == 1
+    page.clock.run_for(200)
+    until(page, lambda: len(house.events) == 2)
+
+
 def test_an_edge_that_does_not_answer_holds_nobody_for_ever(house: House, page: Page) -> None:
     house.gate.clear()
     page.clock.install(time=0)
@@ -137,12 +147,7 @@ def test_an_edge_that_does_not_answer_holds_nobody_for_ever(house: House, page: 
     # the page's time stands still but for what is run below
     page.clock.pause_at(3_600)
     page.evaluate("[1, 2].forEach(function (n) { DIL.getDil('acme').api.signals({c_n: n}).submit(); })")
-    until(page, lambda: len(house.events) == 1)
-    page.clock.run_for(9_900)
-    page.wait_for_timeout(300)
-    assert len(house.events) == 1
-    page.clock.run_for(200)
-    until(page, lambda: len(house.events) == 2)
+    second_call_after_ten_seconds(house, page)
     assert "Event: no answer in time, going on" in page.evaluate("DIL.getDil('acme').api.getEventLog()")
     house.gate.set()
     until(page, lambda: page.evaluate("DIL.getDil('acme').api.getState().uuid") == UUID)
@@ -297,12 +302,7 @@ def test_instances_do_not_wait_for_ever_for_the_first_device(house: House, page:
     visit(house, page, CREATE)
     page.clock.pause_at(3_600)
     page.evaluate(f"DIL.getDil('acme').api.submit(); {CREATE.replace('acme', 'other')}.api.submit()")
-    until(page, lambda: len(house.events) == 1)
-    page.clock.run_for(9_900)
-    page.wait_for_timeout(300)
-    assert len(house.events) == 1
-    page.clock.run_for(200)
-    until(page, lambda: len(house.events) == 2)
+    second_call_after_ten_seconds(house, page)
     assert [call.host for call in house.events] == ["acme.edge.test", "other.edge.test"]
 
 
